@@ -1,0 +1,1 @@
+//! The podwire agent's API: its types and a small blocking client

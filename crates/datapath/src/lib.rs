@@ -1,0 +1,1 @@
+//! podwire's eBPF object, its pins and its maps as typed rows

@@ -1,0 +1,1 @@
+//! The pod's side of an endpoint: wiring with undo, checking, removal

@@ -1,0 +1,1 @@
+//! An IP address allocator: dual-stack, cool-down before reuse, reservations, leases that expire

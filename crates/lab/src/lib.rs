@@ -1,0 +1,1 @@
+//! Nodes and pods as namespaces, for podwire's tests, benchmarks and demo

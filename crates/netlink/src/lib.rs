@@ -1,0 +1,1 @@
+//! Blocking NETLINK_ROUTE: many requests in one send, deadlines, extended acks, torn-dump retry

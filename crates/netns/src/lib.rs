@@ -1,0 +1,1 @@
+//! Network namespaces, veth pairs born in place, per-namespace sysctls

@@ -1,0 +1,1 @@
+//! The podwire node agent: endpoints, leases, restore, API server

@@ -1,0 +1,1 @@
+//! Addresses, routes, rules and neighbours as desired state: plan, then apply
