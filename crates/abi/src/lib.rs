@@ -1,1 +1,79 @@
-//! Layouts of every map key, map value and event that podwire's kernel programs and user space share
+//! Layouts of every map key and map value that podwire's kernel programs and user space share.
+//!
+//! The crate is `no_std`, so that one definition serves both sides: `crates/ebpf` compiles it for
+//! the kernel, `podwire-datapath` for the agent and the tools. It holds layouts and nothing else:
+//! no maps, no programs, no system calls. It needs no kernel and no privileges.
+//!
+//! Three rules hold for every layout here, each proven at compile time:
+//!
+//! - no padding ([`zerocopy::IntoBytes`]), since the kernel hashes and compares keys as bytes;
+//! - no `bool`, `usize` or `u128`, whose layout differs between the two sides or pads;
+//! - numbers in network byte order have their own types ([`Be16`], [`Be32`], [`Address`]).
+//!
+//! IPv4 and IPv6 share one key layout: an [`Address`] is 16 bytes, an IPv4 address stands in it as
+//! `::ffff:a.b.c.d`.
+//!
+//! ```
+//! use podwire_abi::{Address, FlowKey, Protocol};
+//!
+//! let key = FlowKey::new(
+//!     Address::from_ipv4([10, 0, 0, 2]),
+//!     Address::from_ipv4([10, 0, 0, 3]),
+//!     40000,
+//!     80,
+//!     Protocol::TCP,
+//! );
+//! assert_eq!(key.reversed().reversed(), key);
+//! assert_eq!(size_of::<FlowKey>(), 40);
+//! ```
+#![no_std]
+#![forbid(unsafe_code)]
+
+mod address;
+mod flow;
+mod node;
+mod reason;
+
+pub use address::{Address, Be16, Be32, EthernetPair, Mac};
+pub use flow::{FlowEntry, FlowKey, FragmentKey, FragmentPorts, Protocol};
+pub use node::{IpcacheEntry, NodeConfig, Slot, identity, slot_flag};
+pub use reason::{Counter, Hook, METRICS_ENTRIES, Reason, metric_index};
+
+/// The value of `skb->mark` that tells `to_container` that another of our programs has decided on
+/// this packet already: it was judged in `from_container` or `from_host`, or is an answer of ours.
+///
+/// The kernel clears marks when a packet crosses into another network namespace, so a pod can
+/// neither see nor forge it; a host process that may set marks is trusted by the node anyway.
+pub const MARK_DECIDED: u32 = 0x7077_0001;
+
+/// Names of the maps, as the kernel programs define them and as their pins are called.
+pub mod map {
+    /// `u32` 0 to [`NodeConfig`](crate::NodeConfig), array of one.
+    pub const CONFIG: &str = "CONFIG";
+    /// `u32` slot number to [`Slot`](crate::Slot), array.
+    pub const SLOTS: &str = "SLOTS";
+    /// `u32` interface index of a host link to `u32` slot number, hash.
+    pub const LINKS: &str = "LINKS";
+    /// [`Address`](crate::Address) to [`IpcacheEntry`](crate::IpcacheEntry), hash.
+    pub const IPCACHE: &str = "IPCACHE";
+    /// [`FlowKey`](crate::FlowKey) to [`FlowEntry`](crate::FlowEntry), LRU hash.
+    pub const FLOWS: &str = "FLOWS";
+    /// [`FragmentKey`](crate::FragmentKey) to [`FragmentPorts`](crate::FragmentPorts), LRU hash.
+    pub const FRAGMENTS: &str = "FRAGMENTS";
+    /// [`metric_index`](crate::metric_index) to [`Counter`](crate::Counter), per-CPU array.
+    pub const METRICS: &str = "METRICS";
+    /// Every map, in the order above.
+    pub const ALL: [&str; 7] = [CONFIG, SLOTS, LINKS, IPCACHE, FLOWS, FRAGMENTS, METRICS];
+}
+
+/// Names of the kernel programs.
+pub mod program {
+    /// On a host link, TC ingress: what a pod sends.
+    pub const FROM_CONTAINER: &str = "from_container";
+    /// On a host link, TC egress: what reaches a pod through the host link's queue.
+    pub const TO_CONTAINER: &str = "to_container";
+    /// On `podwire_net`, TC ingress: what the host stack sends to pods.
+    pub const FROM_HOST: &str = "from_host";
+    /// Every program.
+    pub const ALL: [&str; 3] = [FROM_CONTAINER, TO_CONTAINER, FROM_HOST];
+}
