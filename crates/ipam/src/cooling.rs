@@ -1,0 +1,48 @@
+use std::collections::{BTreeMap, HashMap};
+
+use crate::Time;
+
+/// Released addresses in the order of their release.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Cooling {
+    /// Release number -> address and the moment from which nobody remembers it.
+    queue: BTreeMap<u64, (u128, Time)>,
+    /// Address -> release number.
+    numbers: HashMap<u128, u64>,
+    released: u64,
+}
+
+impl Cooling {
+    pub(crate) fn push(&mut self, address: u128, until: Time) {
+        self.released += 1;
+        self.queue.insert(self.released, (address, until));
+        self.numbers.insert(address, self.released);
+    }
+
+    /// The address released longest ago.
+    pub(crate) fn oldest(&self) -> Option<u128> {
+        self.queue.first_key_value().map(|(_, &(address, _))| address)
+    }
+
+    /// Takes out the address released longest ago if its cool-down is over.
+    pub(crate) fn pop_due(&mut self, now: Time) -> Option<u128> {
+        let entry = self.queue.first_entry()?;
+        if entry.get().1 > now {
+            return None;
+        }
+        let (address, _) = entry.remove();
+        self.numbers.remove(&address);
+        Some(address)
+    }
+
+    pub(crate) fn contains(&self, address: u128) -> bool {
+        self.numbers.contains_key(&address)
+    }
+
+    pub(crate) fn remove(&mut self, address: u128) -> bool {
+        match self.numbers.remove(&address) {
+            Some(number) => self.queue.remove(&number).is_some(),
+            None => false,
+        }
+    }
+}

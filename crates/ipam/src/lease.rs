@@ -1,0 +1,277 @@
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::Add;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::Error;
+
+/// A moment, as the time since an epoch that the caller chooses.
+///
+/// The allocator has no clock: it is told the time, and reads an earlier one than it has seen
+/// before as the latest it has seen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Time(Duration);
+
+impl Time {
+    /// The moment `since_epoch` after the caller's epoch.
+    #[must_use]
+    pub const fn new(since_epoch: Duration) -> Self {
+        Self(since_epoch)
+    }
+
+    /// The moment that many whole seconds after the caller's epoch.
+    #[must_use]
+    pub const fn from_secs(seconds: u64) -> Self {
+        Self(Duration::from_secs(seconds))
+    }
+
+    /// The time since the caller's epoch.
+    #[must_use]
+    pub const fn since_epoch(self) -> Duration {
+        self.0
+    }
+}
+
+impl Add<Duration> for Time {
+    type Output = Self;
+
+    fn add(self, later: Duration) -> Self {
+        Self(self.0.saturating_add(later))
+    }
+}
+
+/// An address family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl Family {
+    /// The family of `address`.
+    #[must_use]
+    pub const fn of(address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(_) => Self::V4,
+            IpAddr::V6(_) => Self::V6,
+        }
+    }
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        })
+    }
+}
+
+/// Who holds a lease: one interface of one container.
+///
+/// The two names are opaque here; cloning is cheap, both clones share one allocation.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Owner {
+    /// Both names in one piece: a million owners should not cost a million more allocations.
+    names: Arc<str>,
+    split: usize,
+}
+
+impl Owner {
+    /// The interface `ifname` of the container `container_id`.
+    #[must_use]
+    pub fn new(container_id: &str, ifname: &str) -> Self {
+        let mut names = String::with_capacity(container_id.len() + ifname.len());
+        names.push_str(container_id);
+        names.push_str(ifname);
+        Self { names: names.into(), split: container_id.len() }
+    }
+
+    /// The container's id.
+    #[must_use]
+    pub fn container_id(&self) -> &str {
+        &self.names[..self.split]
+    }
+
+    /// The interface's name inside the container.
+    #[must_use]
+    pub fn ifname(&self) -> &str {
+        &self.names[self.split..]
+    }
+}
+
+/// `<container id>/<ifname>`.
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.container_id(), self.ifname())
+    }
+}
+
+impl fmt::Debug for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Owner")
+            .field("container_id", &self.container_id())
+            .field("ifname", &self.ifname())
+            .finish()
+    }
+}
+
+/// At most one address of each family.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Addresses {
+    /// The IPv4 address, if there is one.
+    pub v4: Option<Ipv4Addr>,
+    /// The IPv6 address, if there is one.
+    pub v6: Option<Ipv6Addr>,
+}
+
+impl Addresses {
+    /// The addresses of a list that has at most one of each family; a repeated address counts
+    /// once.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::SameFamily`].
+    pub fn from_list(addresses: &[IpAddr]) -> Result<Self, Error> {
+        let mut found = Self::default();
+        for &address in addresses {
+            let earlier = found.of(Family::of(address));
+            match earlier {
+                Some(first) if first != address => {
+                    return Err(Error::SameFamily { first, second: address });
+                }
+                _ => match address {
+                    IpAddr::V4(v4) => found.v4 = Some(v4),
+                    IpAddr::V6(v6) => found.v6 = Some(v6),
+                },
+            }
+        }
+        Ok(found)
+    }
+
+    /// The address of one family.
+    #[must_use]
+    pub fn of(&self, family: Family) -> Option<IpAddr> {
+        match family {
+            Family::V4 => self.v4.map(IpAddr::V4),
+            Family::V6 => self.v6.map(IpAddr::V6),
+        }
+    }
+
+    /// The addresses, IPv4 first.
+    pub fn iter(&self) -> impl Iterator<Item = IpAddr> + use<> {
+        self.of(Family::V4).into_iter().chain(self.of(Family::V6))
+    }
+
+    /// Whether there is no address at all.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.v4.is_none() && self.v6.is_none()
+    }
+}
+
+/// `10.0.0.2 and fd00::2`, or `no address`.
+impl fmt::Display for Addresses {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.v4, self.v6) {
+            (Some(v4), Some(v6)) => write!(f, "{v4} and {v6}"),
+            (Some(v4), None) => v4.fmt(f),
+            (None, Some(v6)) => v6.fmt(f),
+            (None, None) => f.write_str("no address"),
+        }
+    }
+}
+
+/// How firmly a lease is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum LeaseState {
+    /// Granted, but not yet confirmed; [`expire`](crate::Allocator::expire) takes it back from
+    /// this moment on.
+    Pending {
+        /// When the lease may be taken back.
+        expires: Time,
+    },
+    /// Held until it is released.
+    Confirmed,
+}
+
+/// Addresses in the hands of an owner.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Lease {
+    /// Who holds them.
+    pub owner: Owner,
+    /// What is held.
+    pub addresses: Addresses,
+    /// How firmly.
+    pub state: LeaseState,
+}
+
+/// What an owner asks for.
+///
+/// ```
+/// use podwire_ipam::{Family, Request};
+///
+/// let whatever_the_pool_has = Request::default();
+/// let only_v6 = Request::family(Family::V6);
+/// // This IPv4 address, and any IPv6 address if the pool has some:
+/// let explicit = Request::default().with_addresses(&["10.0.0.9".parse()?])?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Request {
+    pub(crate) families: Families,
+    pub(crate) explicit: Addresses,
+}
+
+impl Request {
+    /// One address of this family only.
+    #[must_use]
+    pub fn family(family: Family) -> Self {
+        let families = match family {
+            Family::V4 => Families::V4,
+            Family::V6 => Families::V6,
+        };
+        Self { families, explicit: Addresses::default() }
+    }
+
+    /// One address of both families; a pool that has only one refuses.
+    #[must_use]
+    pub fn dual_stack() -> Self {
+        Self { families: Families::Both, explicit: Addresses::default() }
+    }
+
+    /// Asks for exactly these addresses, at most one of each family, in addition to what the
+    /// request says about the families.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::SameFamily`].
+    pub fn with_addresses(mut self, addresses: &[IpAddr]) -> Result<Self, Error> {
+        self.explicit = Addresses::from_list(addresses)?;
+        Ok(self)
+    }
+}
+
+/// Which families a request covers, apart from its explicit addresses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Families {
+    #[default]
+    WhatThePoolHas,
+    V4,
+    V6,
+    Both,
+}
+
+impl Families {
+    /// `None`: if the pool has it.
+    pub(crate) fn wants(self, family: Family) -> Option<bool> {
+        match (self, family) {
+            (Self::WhatThePoolHas, _) => None,
+            (Self::Both, _) | (Self::V4, Family::V4) | (Self::V6, Family::V6) => Some(true),
+            (Self::V4, Family::V6) | (Self::V6, Family::V4) => Some(false),
+        }
+    }
+}
