@@ -1,1 +1,60 @@
-//! The podwire agent's API: its types and a small blocking client
+#![doc = include_str!("../README.md")]
+#![forbid(unsafe_code)]
+
+mod client;
+mod error;
+mod mac;
+mod message;
+mod name;
+mod transport;
+
+use std::path::{Path, PathBuf};
+
+pub use client::{Client, Timeouts};
+pub use error::{Error, ErrorBody, ErrorCode};
+pub use mac::Mac;
+pub use message::{
+    AgentConfig, AttachMode, Delivery, Endpoint, EndpointRequest, Lease, LeaseReply, LeaseRequest,
+    LeaseState, NodeConfig, PodRef, PoolUsage, Problem, Removal, Removed, Repair, Router, Status,
+};
+pub use name::{ContainerId, EndpointId, InterfaceName, Mark, NameError, NodeName, host_link_name};
+
+/// The rtnetlink protocol number on every route and rule that podwire creates.
+pub const ROUTE_PROTOCOL: u8 = 80;
+
+/// The host's end of the router pair: it owns the router addresses, the pods' gateway.
+pub const ROUTER_HOST: &str = "podwire_host";
+
+/// The datapath's end of the router pair.
+pub const ROUTER_NET: &str = "podwire_net";
+
+/// Where the agent keeps its durable state, unless `--state-dir` says otherwise.
+pub const DEFAULT_STATE_DIR: &str = "/var/lib/podwire";
+
+/// Where the socket and the notes of pending deletes are, unless `--run-dir` says otherwise.
+pub const DEFAULT_RUN_DIR: &str = "/run/podwire";
+
+/// Where the pinned maps and links are, unless `--bpffs` says otherwise.
+pub const DEFAULT_BPFFS: &str = "/sys/fs/bpf/podwire";
+
+/// The largest request body the agent reads, in bytes.
+pub const MAX_BODY: usize = 1 << 20;
+
+/// The agent's socket in a run folder.
+#[must_use]
+pub fn socket_path(run_dir: &Path) -> PathBuf {
+    run_dir.join("podwire.sock")
+}
+
+/// The folder of notes that a DEL leaves when it meets no agent: one file per endpoint, named as
+/// the host link, holding an [`EndpointId`] as JSON.
+#[must_use]
+pub fn pending_del_dir(run_dir: &Path) -> PathBuf {
+    run_dir.join("pending-del")
+}
+
+/// The agent's database in a state folder.
+#[must_use]
+pub fn database_path(state_dir: &Path) -> PathBuf {
+    state_dir.join("podwire.redb")
+}

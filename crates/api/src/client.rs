@@ -1,0 +1,373 @@
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use ureq::http::{Method, Request};
+
+use crate::name::push_segment;
+use crate::transport::{NoResolver, NotConnected, UnixConnector};
+use crate::{
+    AgentConfig, Endpoint, EndpointId, EndpointRequest, Error, ErrorBody, Lease, LeaseReply,
+    LeaseRequest, Removal, Removed, Status,
+};
+
+/// How long a [`Client`] waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timeouts {
+    /// For a connection. A living agent takes one at once; this is for one that is overrun.
+    pub connect: Duration,
+    /// For a whole request, from connecting to the last byte of the answer.
+    pub total: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self { connect: Duration::from_secs(2), total: Duration::from_secs(20) }
+    }
+}
+
+/// A blocking client of the agent.
+///
+/// It connects with its first request and keeps that connection for the next ones, as long as the
+/// agent does. Shared between threads, it opens a connection for each request that is under way.
+#[derive(Clone)]
+pub struct Client {
+    socket: PathBuf,
+    agent: ureq::Agent,
+}
+
+impl std::fmt::Debug for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Client").field("socket", &self.socket).finish_non_exhaustive()
+    }
+}
+
+impl Client {
+    /// A client of the agent that listens on this socket. Nothing is opened yet.
+    #[must_use]
+    pub fn new(socket: impl Into<PathBuf>) -> Self {
+        Self::with_timeouts(socket, Timeouts::default())
+    }
+
+    /// The same with other deadlines.
+    #[must_use]
+    pub fn with_timeouts(socket: impl Into<PathBuf>, timeouts: Timeouts) -> Self {
+        let socket = socket.into();
+        let config = ureq::config::Config::builder()
+            .http_status_as_error(false)
+            .proxy(None)
+            .max_redirects(0)
+            .max_redirects_will_error(false)
+            .timeout_global(Some(timeouts.total))
+            .user_agent(concat!("podwire/", env!("CARGO_PKG_VERSION")))
+            // ureq's own 128 KiB each would be zeroed for messages of a few hundred bytes.
+            .input_buffer_size(16 << 10)
+            .output_buffer_size(4 << 10)
+            .build();
+        let connector = UnixConnector { socket: socket.clone(), timeout: timeouts.connect };
+        Self { socket, agent: ureq::Agent::with_parts(config, connector, NoResolver) }
+    }
+
+    /// The socket this client speaks to.
+    #[must_use]
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Asks for a pending lease: `POST /v1/leases`.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorCode::Exhausted`](crate::ErrorCode::Exhausted) when no address is left, [`ErrorCode::Conflict`](crate::ErrorCode::Conflict) when a wanted one
+    /// is taken, [`ErrorCode::Invalid`](crate::ErrorCode::Invalid) when it is not this node's.
+    pub fn lease(&self, request: &LeaseRequest) -> Result<LeaseReply, Error> {
+        self.send(&Method::POST, "/v1/leases", request)
+    }
+
+    /// Gives a pending lease back. A confirmed one goes with its endpoint and is refused here.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorCode::Conflict`](crate::ErrorCode::Conflict) when an endpoint stands behind it.
+    pub fn release(&self, id: &EndpointId) -> Result<Removed, Error> {
+        let removal: Removal = self.call(&Method::DELETE, &path("leases", id))?;
+        Ok(removal.outcome)
+    }
+
+    /// Makes a wired interface an endpoint, and confirms its lease.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorCode::Denied`](crate::ErrorCode::Denied) when the link is not as described or bears no mark,
+    /// [`ErrorCode::Conflict`](crate::ErrorCode::Conflict) when an address went to another endpoint meanwhile.
+    pub fn create_endpoint(
+        &self,
+        id: &EndpointId,
+        request: &EndpointRequest,
+    ) -> Result<Endpoint, Error> {
+        self.send(&Method::PUT, &path("endpoints", id), request)
+    }
+
+    /// Removes an endpoint, its host link and its lease.
+    ///
+    /// # Errors
+    ///
+    /// An endpoint that is not there is no error.
+    pub fn delete_endpoint(&self, id: &EndpointId) -> Result<Removed, Error> {
+        let removal: Removal = self.call(&Method::DELETE, &path("endpoints", id))?;
+        Ok(removal.outcome)
+    }
+
+    /// One endpoint.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::is_not_found`] when there is none by that name.
+    pub fn endpoint(&self, id: &EndpointId) -> Result<Endpoint, Error> {
+        self.call(&Method::GET, &path("endpoints", id))
+    }
+
+    /// All endpoints, sorted by id.
+    ///
+    /// # Errors
+    ///
+    /// When the agent does not answer.
+    pub fn endpoints(&self) -> Result<Vec<Endpoint>, Error> {
+        self.call(&Method::GET, "/v1/endpoints")
+    }
+
+    /// All leases, sorted by owner.
+    ///
+    /// # Errors
+    ///
+    /// When the agent does not answer.
+    pub fn leases(&self) -> Result<Vec<Lease>, Error> {
+        self.call(&Method::GET, "/v1/leases")
+    }
+
+    /// How the node is.
+    ///
+    /// # Errors
+    ///
+    /// When the agent does not answer.
+    pub fn status(&self) -> Result<Status, Error> {
+        self.call(&Method::GET, "/v1/status")
+    }
+
+    /// What the agent runs with.
+    ///
+    /// # Errors
+    ///
+    /// When the agent does not answer.
+    pub fn config(&self) -> Result<AgentConfig, Error> {
+        self.call(&Method::GET, "/v1/config")
+    }
+
+    fn call<T: DeserializeOwned>(&self, method: &Method, path: &str) -> Result<T, Error> {
+        let request = self.request(method, path).body(());
+        self.finish(method, path, request.map(|request| self.agent.run(request)))
+    }
+
+    fn send<T: DeserializeOwned>(
+        &self,
+        method: &Method,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T, Error> {
+        let described = || format!("{method} {path}");
+        let body = serde_json::to_vec(body)
+            .map_err(|error| Error::NoAnswer { request: described(), source: error.into() })?;
+        let request =
+            self.request(method, path).header("content-type", "application/json").body(body);
+        self.finish(method, path, request.map(|request| self.agent.run(request)))
+    }
+
+    fn request(&self, method: &Method, path: &str) -> ureq::http::request::Builder {
+        Request::builder().method(method).uri(format!("http://podwire{path}"))
+    }
+
+    fn finish<T: DeserializeOwned>(
+        &self,
+        method: &Method,
+        path: &str,
+        answer: Result<Result<ureq::http::Response<ureq::Body>, ureq::Error>, ureq::http::Error>,
+    ) -> Result<T, Error> {
+        let described = || format!("{method} {path}");
+        let failed = |error: ureq::Error| self.failure(described(), error);
+        let mut answer = answer.map_err(ureq::Error::Http).and_then(|sent| sent).map_err(failed)?;
+        let status = answer.status();
+        let limit = 64 << 20;
+        let body = answer.body_mut().with_config().limit(limit).read_to_vec().map_err(failed)?;
+        let malformed =
+            |source| Error::Malformed { request: described(), status: status.as_u16(), source };
+        if status.is_success() {
+            return serde_json::from_slice(&body).map_err(malformed);
+        }
+        let body: ErrorBody = serde_json::from_slice(&body).map_err(malformed)?;
+        Err(Error::Refused { status: status.as_u16(), body })
+    }
+
+    fn failure(&self, request: String, error: ureq::Error) -> Error {
+        match error {
+            ureq::Error::Io(error) => match error.downcast::<NotConnected>() {
+                Ok(NotConnected(source)) => {
+                    Error::Unreachable { socket: self.socket.clone(), source }
+                }
+                Err(error) => Error::NoAnswer { request, source: error.into() },
+            },
+            error => Error::NoAnswer { request, source: error.into() },
+        }
+    }
+}
+
+fn path(collection: &str, id: &EndpointId) -> String {
+    let mut path = String::with_capacity(128);
+    path.push_str("/v1");
+    push_segment(&mut path, collection);
+    push_segment(&mut path, id.container_id.as_str());
+    push_segment(&mut path, id.ifname.as_str());
+    path
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader, Read, Write};
+    use std::os::unix::net::UnixListener;
+    use std::thread;
+
+    use super::*;
+
+    /// Answers each request of one connection with the next of `answers`, then closes it; hands
+    /// back what it was sent.
+    fn serve(listener: &UnixListener, answers: &[(u16, &str)]) -> Vec<(String, String)> {
+        let (stream, _) = listener.accept().unwrap();
+        let mut reader = BufReader::new(stream);
+        let mut seen = Vec::new();
+        for (status, body) in answers {
+            let mut head = String::new();
+            let mut length = 0;
+            loop {
+                let mut line = String::new();
+                reader.read_line(&mut line).unwrap();
+                if line == "\r\n" {
+                    break;
+                }
+                if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+                    length = value.trim().parse().unwrap();
+                }
+                if head.is_empty() {
+                    head = line.trim().to_owned();
+                }
+            }
+            let mut sent = vec![0; length];
+            reader.read_exact(&mut sent).unwrap();
+            seen.push((head, String::from_utf8(sent).unwrap()));
+            let length = body.len();
+            let answer = format!("HTTP/1.1 {status} X\r\ncontent-length: {length}\r\n\r\n{body}");
+            reader.get_mut().write_all(answer.as_bytes()).unwrap();
+        }
+        seen
+    }
+
+    fn id() -> EndpointId {
+        EndpointId::new("c1", "eth0").unwrap()
+    }
+
+    fn socket() -> (tempfile::TempDir, PathBuf, UnixListener) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = crate::socket_path(folder.path());
+        let listener = UnixListener::bind(&path).unwrap();
+        (folder, path, listener)
+    }
+
+    #[test]
+    fn requests_share_one_connection() {
+        let (_folder, path, listener) = socket();
+        let server = thread::spawn(move || {
+            let removed = r#"{"outcome":"removed"}"#;
+            let absent = r#"{"outcome":"absent"}"#;
+            // A second connection would never be accepted.
+            serve(&listener, &[(200, removed), (200, absent), (200, "[]")])
+        });
+        let client = Client::new(path);
+        assert_eq!(client.delete_endpoint(&id()).unwrap(), Removed::Removed);
+        assert_eq!(client.release(&id()).unwrap(), Removed::Absent);
+        assert_eq!(client.endpoints().unwrap(), []);
+        let seen = server.join().unwrap();
+        assert_eq!(seen[0].0, "DELETE /v1/endpoints/c1/eth0 HTTP/1.1");
+        assert_eq!(seen[1].0, "DELETE /v1/leases/c1/eth0 HTTP/1.1");
+        assert_eq!(seen[2].0, "GET /v1/endpoints HTTP/1.1");
+    }
+
+    #[test]
+    fn bodies_are_sent_and_refusals_kept() {
+        let (_folder, path, listener) = socket();
+        let refusal = r#"{"code":"exhausted","message":"no address left","hint":"more"}"#;
+        let server = thread::spawn(move || serve(&listener, &[(507, refusal)]));
+        let request = LeaseRequest { id: id(), pod: None, addresses: Vec::new() };
+        let error = Client::new(path).lease(&request).unwrap_err();
+        assert!(error.is_exhausted() && !error.is_try_again());
+        assert_eq!((error.to_string().as_str(), error.hint()), ("no address left", Some("more")));
+        let seen = server.join().unwrap();
+        assert_eq!(seen[0].0, "POST /v1/leases HTTP/1.1");
+        assert_eq!(seen[0].1, r#"{"container_id":"c1","ifname":"eth0"}"#);
+    }
+
+    #[test]
+    fn a_restarted_agent_is_reached_again() {
+        let (_folder, path, listener) = socket();
+        let client = Client::new(path);
+        for _ in 0..2 {
+            thread::scope(|scope| {
+                let server = scope.spawn(|| serve(&listener, &[(200, "[]")]));
+                assert_eq!(client.leases().unwrap(), []);
+                server.join().unwrap();
+            });
+        }
+    }
+
+    #[test]
+    fn nobody_there_is_unreachable() {
+        let (_folder, path, listener) = socket();
+        drop(listener);
+        let refused = Client::new(&path).status().unwrap_err();
+        assert!(refused.is_unreachable() && refused.is_try_again(), "{refused:?}");
+        let missing = Client::new("/nonexistent/podwire.sock").status().unwrap_err();
+        assert!(missing.is_unreachable(), "{missing:?}");
+        let long = Client::new(format!("/{}", "x".repeat(200))).status().unwrap_err();
+        assert!(long.is_unreachable(), "{long:?}");
+    }
+
+    #[test]
+    fn a_silent_agent_is_no_answer() {
+        let (_folder, path, listener) = socket();
+        // Accepted by the backlog, never read.
+        let timeouts = Timeouts { total: Duration::from_millis(50), ..Timeouts::default() };
+        let error = Client::with_timeouts(path, timeouts).status().unwrap_err();
+        assert!(matches!(error, Error::NoAnswer { .. }), "{error:?}");
+        assert!(error.is_try_again() && !error.is_unreachable());
+        drop(listener);
+    }
+
+    #[test]
+    fn an_agent_that_hangs_up_is_no_answer() {
+        let (_folder, path, listener) = socket();
+        let server = thread::spawn(move || drop(listener.accept()));
+        let error = Client::new(path).config().unwrap_err();
+        assert!(matches!(error, Error::NoAnswer { .. }), "{error:?}");
+        server.join().unwrap();
+    }
+
+    #[test]
+    fn nonsense_is_malformed() {
+        let (_folder, path, listener) = socket();
+        let server = thread::spawn(move || serve(&listener, &[(200, "<html>"), (502, "")]));
+        let client = Client::new(path);
+        for _ in 0..2 {
+            let error = client.status().unwrap_err();
+            assert!(matches!(error, Error::Malformed { .. }), "{error:?}");
+        }
+        server.join().unwrap();
+    }
+}

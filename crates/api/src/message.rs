@@ -1,0 +1,336 @@
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::PathBuf;
+
+use ipnetwork::IpNetwork;
+use serde::{Deserialize, Serialize};
+
+use crate::{EndpointId, Mac, NodeName};
+
+/// The Kubernetes pod an endpoint belongs to, as the runtime named it. Kept for display only.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct PodRef {
+    /// `K8S_POD_NAMESPACE`.
+    pub namespace: String,
+    /// `K8S_POD_NAME`.
+    pub name: String,
+    /// `K8S_POD_UID`, where the runtime gives one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uid: Option<String>,
+}
+
+/// `POST /v1/leases`: asks for addresses.
+///
+/// The lease is pending: it is kept in memory, and expires by itself unless
+/// `PUT /v1/endpoints/..` confirms it. Asking again for the same endpoint gives the same addresses.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaseRequest {
+    /// For which endpoint.
+    #[serde(flatten)]
+    pub id: EndpointId,
+    /// The pod, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<PodRef>,
+    /// The addresses wanted, at most one per family. A family without one gets the next free
+    /// address of each family that the node has.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<IpAddr>,
+}
+
+/// The answer to a [`LeaseRequest`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaseReply {
+    /// The leased addresses, each with its full prefix length (/32, /128): at most one per family.
+    pub addresses: Vec<IpNetwork>,
+    /// What the pod's side has to know of the node.
+    pub node: NodeConfig,
+}
+
+/// What the pod's side has to know of the node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeConfig {
+    /// The node's name, which the marks carry.
+    pub name: NodeName,
+    /// The pods' gateway.
+    pub router: Router,
+    /// MTU of the interfaces.
+    pub mtu: u32,
+    /// MTU of the pods' default route; smaller than `mtu` where packets get encapsulated.
+    pub route_mtu: u32,
+}
+
+/// The router addresses, the pods' gateway; the families that are there are the families of the node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Router {
+    /// IPv4 gateway.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub v4: Option<Ipv4Addr>,
+    /// IPv6 gateway.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub v6: Option<Ipv6Addr>,
+}
+
+/// `PUT /v1/endpoints/{container_id}/{ifname}`: makes the wired interface an endpoint.
+///
+/// Idempotent: the same request again answers the same endpoint.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndpointRequest {
+    /// The host end of the veth pair, named [`EndpointId::host_link`].
+    pub host_link: String,
+    /// Its index, in the agent's namespace.
+    pub ifindex: u32,
+    /// MAC of the container's end.
+    pub mac: Mac,
+    /// MAC of the host's end.
+    pub host_mac: Mac,
+    /// The addresses that were leased.
+    pub addresses: Vec<IpAddr>,
+    /// The CNI network's name, so that garbage collection knows whose endpoint it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<String>,
+    /// The pod, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<PodRef>,
+}
+
+/// An endpoint as the agent knows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Endpoint {
+    /// Container and interface.
+    #[serde(flatten)]
+    pub id: EndpointId,
+    /// The host end of the veth pair.
+    pub host_link: String,
+    /// Its index.
+    pub ifindex: u32,
+    /// MAC of the container's end.
+    pub mac: Mac,
+    /// MAC of the host's end.
+    pub host_mac: Mac,
+    /// Its addresses, at most one per family.
+    pub addresses: Vec<IpAddr>,
+    /// Its place in the datapath's slot array.
+    pub slot: u32,
+    /// How packets are handed to it.
+    pub delivery: Delivery,
+    /// Creation, in seconds since 1970.
+    pub created: u64,
+    /// The CNI network's name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<String>,
+    /// The pod, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<PodRef>,
+}
+
+/// How the datapath hands packets to an endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum Delivery {
+    /// Straight into the container's end of the pair.
+    Peer,
+    /// Through the host link's egress, since something not ours (a queueing discipline, a filter)
+    /// sits there.
+    Egress,
+}
+
+/// The answer to both deletes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Removal {
+    /// Whether there was something.
+    pub outcome: Removed,
+}
+
+/// Whether there was something to remove.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Removed {
+    /// It was there and is gone.
+    Removed,
+    /// Nothing was there.
+    Absent,
+}
+
+/// `GET /v1/leases`: one lease.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lease {
+    /// Whose.
+    #[serde(flatten)]
+    pub id: EndpointId,
+    /// At most one address per family.
+    pub addresses: Vec<IpAddr>,
+    /// Pending or confirmed.
+    pub state: LeaseState,
+}
+
+/// Whether an endpoint stands behind a lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum LeaseState {
+    /// Asked for, no endpoint yet; expires by itself.
+    Pending,
+    /// Belongs to an endpoint.
+    Confirmed,
+}
+
+/// `GET /v1/status`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// The node's name.
+    pub node: NodeName,
+    /// The agent's version.
+    pub version: String,
+    /// The agent's process id.
+    pub pid: u32,
+    /// Seconds since the agent started.
+    pub uptime: u64,
+    /// Number of endpoints.
+    pub endpoints: u64,
+    /// How many endpoints the node has room for.
+    pub slots: u32,
+    /// The pools and how full they are.
+    pub pools: Vec<PoolUsage>,
+    /// How programs are attached.
+    pub attach: AttachMode,
+    /// What keeps traffic from working, or will.
+    pub problems: Vec<Problem>,
+    /// What the agent repaired when it started.
+    pub repairs: Vec<Repair>,
+}
+
+/// How full one CIDR of a pool is. Counts stop at 2^64-1.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolUsage {
+    /// The prefix.
+    pub cidr: IpNetwork,
+    /// Addresses that can be leased at all.
+    pub size: u64,
+    /// Addresses of endpoints.
+    pub used: u64,
+    /// Addresses of pending leases.
+    pub pending: u64,
+    /// Released addresses that rest before they are given out again.
+    pub cooling: u64,
+    /// Addresses set aside, the router's among them.
+    pub reserved: u64,
+}
+
+/// How programs are attached to links.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum AttachMode {
+    /// Pinned TCX links (Linux 6.6).
+    Tcx,
+    /// Filters of a clsact queueing discipline.
+    Tc,
+}
+
+/// Something on the node that blocks pods' traffic, or will.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Problem {
+    /// What was found.
+    pub what: String,
+    /// What it breaks.
+    pub why: String,
+    /// What to do about it.
+    pub fix: String,
+}
+
+/// Something the agent found wrong when it started, and put right.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Repair {
+    /// The endpoint, link or pin.
+    pub object: String,
+    /// What was wrong with it.
+    pub found: String,
+    /// What was done.
+    pub done: String,
+}
+
+/// `GET /v1/config`: what the agent runs with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgentConfig {
+    /// What the pod's side has to know.
+    pub node: NodeConfig,
+    /// Where addresses come from.
+    pub pod_cidrs: Vec<IpNetwork>,
+    /// How programs are attached.
+    pub attach: AttachMode,
+    /// How many endpoints the node has room for.
+    pub slots: u32,
+    /// `--state-dir`.
+    pub state_dir: PathBuf,
+    /// `--run-dir`.
+    pub run_dir: PathBuf,
+    /// `--bpffs`.
+    pub bpffs: PathBuf,
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn id() -> EndpointId {
+        EndpointId::new("c1", "eth0").unwrap()
+    }
+
+    #[test]
+    fn lease_messages_look_as_documented() {
+        let request = LeaseRequest { id: id(), pod: None, addresses: Vec::new() };
+        let value = json!({"container_id": "c1", "ifname": "eth0"});
+        assert_eq!(serde_json::to_value(&request).unwrap(), value);
+        assert_eq!(serde_json::from_value::<LeaseRequest>(value).unwrap(), request);
+
+        let reply = LeaseReply {
+            addresses: vec!["10.1.0.2/32".parse().unwrap(), "fd00::2/128".parse().unwrap()],
+            node: NodeConfig {
+                name: "n1".parse().unwrap(),
+                router: Router { v4: Some(Ipv4Addr::new(10, 1, 0, 1)), v6: None },
+                mtu: 1500,
+                route_mtu: 1450,
+            },
+        };
+        let value = json!({
+            "addresses": ["10.1.0.2/32", "fd00::2/128"],
+            "node": {"name": "n1", "router": {"v4": "10.1.0.1"}, "mtu": 1500, "route_mtu": 1450},
+        });
+        assert_eq!(serde_json::to_value(&reply).unwrap(), value);
+        assert_eq!(serde_json::from_value::<LeaseReply>(value).unwrap(), reply);
+    }
+
+    #[test]
+    fn endpoint_looks_as_documented() {
+        let endpoint = Endpoint {
+            id: id(),
+            host_link: "pwaaaaaaaaaaaaa".into(),
+            ifindex: 7,
+            mac: Mac([2, 0, 0, 0, 0, 1]),
+            host_mac: Mac([2, 0, 0, 0, 0, 2]),
+            addresses: vec!["10.1.0.2".parse().unwrap()],
+            slot: 3,
+            delivery: Delivery::Peer,
+            created: 1,
+            network: Some("podnet".into()),
+            pod: Some(PodRef { namespace: "ns".into(), name: "p".into(), uid: None }),
+        };
+        let value = json!({
+            "container_id": "c1", "ifname": "eth0", "host_link": "pwaaaaaaaaaaaaa", "ifindex": 7,
+            "mac": "02:00:00:00:00:01", "host_mac": "02:00:00:00:00:02", "addresses": ["10.1.0.2"],
+            "slot": 3, "delivery": "peer", "created": 1, "network": "podnet",
+            "pod": {"namespace": "ns", "name": "p"},
+        });
+        assert_eq!(serde_json::to_value(&endpoint).unwrap(), value);
+        assert_eq!(serde_json::from_value::<Endpoint>(value).unwrap(), endpoint);
+    }
+
+    #[test]
+    fn wrong_names_do_not_parse() {
+        let value = json!({"container_id": "../c1", "ifname": "eth0"});
+        let error = serde_json::from_value::<LeaseRequest>(value).unwrap_err();
+        assert!(error.to_string().contains("container id"), "{error}");
+    }
+}
