@@ -1,0 +1,102 @@
+//! Where packets go: to a pod, or to the host stack.
+
+use aya_ebpf::{
+    bindings::BPF_F_INGRESS,
+    helpers::{bpf_redirect, bpf_redirect_peer},
+    programs::TcContext,
+};
+use podwire_abi::{
+    Address, EthernetPair, IpcacheEntry, MARK_DECIDED, NodeConfig, Reason, Slot, slot_flag,
+};
+
+use crate::{
+    maps::{IPCACHE, SLOTS},
+    packet::{
+        self, ETH_LEN, IPV4_LEN, Packet, at, read_u8, read_u16, write_u8, write_u16, write_u32,
+    },
+    verdict::{Drop, Outcome, Verdict},
+};
+
+/// `PACKET_HOST` of linux/if_packet.h.
+const PACKET_HOST: u32 = 0;
+
+/// The local endpoint that has `address`; `None` if the address is not a local endpoint's.
+#[inline(always)]
+pub fn endpoint(address: &Address) -> Result<Option<&'static Slot>, Drop> {
+    // SAFETY: entries are plain numbers, and what they name is checked below.
+    let Some(entry) = (unsafe { IPCACHE.get(address) }) else { return Ok(None) };
+    if entry.slot == IpcacheEntry::NO_SLOT {
+        return Ok(None);
+    }
+    match SLOTS.get(entry.slot) {
+        Some(slot) if slot.generation == entry.generation && slot.owns(address) => Ok(Some(slot)),
+        _ => Err(Drop(Reason::StaleEndpoint)),
+    }
+}
+
+/// Hands the packet to the host stack, as if `podwire_host` had received it. Returning OK on the
+/// host link would not do: that link has no address, and reverse-path filters drop there.
+#[inline(always)]
+pub fn to_stack(ctx: &TcContext, config: &NodeConfig, reason: Reason) -> Outcome {
+    set_ethernet(ctx, &config.to_host)?;
+    // SAFETY: a helper call that takes plain numbers.
+    let action = unsafe { bpf_redirect(config.host_ifindex, u64::from(BPF_F_INGRESS)) };
+    Ok(Verdict::redirected(action, reason))
+}
+
+/// Hands the packet to a pod, after what a router would do to it.
+#[inline(always)]
+pub fn deliver_routed(ctx: &TcContext, packet: &Packet, slot: &Slot) -> Outcome {
+    if packet.key.destination.is_ipv4() {
+        let header = at::<IPV4_LEN>(ctx, ETH_LEN)?;
+        // RFC 1141: the TTL is the upper byte of its word, so the checksum grows by 0x0100.
+        let sum = u32::from(u16::from_be(read_u16::<10>(header))) + 0x0100;
+        write_u16::<10>(header, ((sum + (sum >> 16)) as u16).to_be());
+        write_u8::<8>(header, read_u8::<8>(header) - 1);
+    } else {
+        let header = at::<{ packet::IPV6_LEN }>(ctx, ETH_LEN)?;
+        write_u8::<7>(header, read_u8::<7>(header) - 1);
+    }
+    deliver(ctx, slot)
+}
+
+/// Hands the packet to a pod; the host stack has done a router's work already.
+#[inline(always)]
+pub fn deliver_from_stack(ctx: &TcContext, slot: &Slot) -> Outcome {
+    // The router pair is NOARP, its frames carry podwire_host's own address: to the kernel they
+    // are another host's, and the pod would not take them.
+    ctx.change_type(PACKET_HOST).map_err(|_| Drop(Reason::Unchangeable))?;
+    deliver(ctx, slot)
+}
+
+#[inline(always)]
+fn deliver(ctx: &TcContext, slot: &Slot) -> Outcome {
+    set_ethernet(ctx, &slot.to_pod)?;
+    if slot.flags & slot_flag::DELIVER_TO_EGRESS != 0 {
+        ctx.set_mark(MARK_DECIDED);
+        // SAFETY: a helper call that takes plain numbers.
+        let action = unsafe { bpf_redirect(slot.ifindex, 0) };
+        return Ok(Verdict::redirected(action, Reason::DeliveredToEgress));
+    }
+    // SAFETY: as above.
+    let action = unsafe { bpf_redirect_peer(slot.ifindex, 0) };
+    Ok(Verdict::redirected(action, Reason::Delivered))
+}
+
+/// Sends the frame, made into an answer, back through the link it came from.
+#[inline(always)]
+pub fn answer(ctx: &TcContext, slot: &Slot, reason: Reason) -> Outcome {
+    ctx.set_mark(MARK_DECIDED);
+    // SAFETY: a helper call that takes plain numbers.
+    let action = unsafe { bpf_redirect(slot.ifindex, 0) };
+    Ok(Verdict::redirected(action, reason))
+}
+
+#[inline(always)]
+fn set_ethernet(ctx: &TcContext, pair: &EthernetPair) -> Result<(), Drop> {
+    let frame = at::<ETH_LEN>(ctx, 0)?;
+    write_u32::<0>(frame, pair.0[0]);
+    write_u32::<4>(frame, pair.0[1]);
+    write_u32::<8>(frame, pair.0[2]);
+    Ok(())
+}

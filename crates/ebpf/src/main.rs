@@ -1,0 +1,186 @@
+//! podwire's kernel programs: what happens to a packet between a pod, its neighbours on the node
+//! and the host stack.
+//!
+//! | program | attached at | judges |
+//! |---|---|---|
+//! | [`from_container`] | host link, TC ingress | what a pod sends |
+//! | [`to_container`] | host link, TC egress | what reaches a pod through its host link's queue |
+//! | [`from_host`] | `podwire_net`, TC ingress | what the host stack sends to pods |
+//!
+//! One set of programs is loaded for a node and attached to every link; what differs between
+//! endpoints is in the maps. Every packet ends in exactly one counter of `METRICS`.
+#![no_std]
+#![no_main]
+#![feature(asm_experimental_arch, core_intrinsics)]
+#![expect(internal_features, reason = "Rust has no atomic addition of its own on this target")]
+
+mod arp;
+mod flow;
+mod forward;
+mod maps;
+mod neighbour;
+mod packet;
+mod verdict;
+
+use aya_ebpf::{macros::classifier, programs::TcContext};
+use podwire_abi::{Address, Hook, MARK_DECIDED, NodeConfig, Reason, Slot};
+
+use crate::{
+    packet::{ETH_ARP, ETH_IPV4, ETH_IPV6, Packet},
+    verdict::{Drop, Outcome, Verdict},
+};
+
+/// What a pod sends, on its host link.
+#[classifier]
+pub fn from_container(ctx: TcContext) -> i32 {
+    verdict::account(&ctx, Hook::FromContainer, judge_from_container(&ctx))
+}
+
+/// What reaches a pod through its host link's queue: our own deliveries and answers, which are
+/// decided already, and what a host process or a foreign program sends there.
+#[classifier]
+pub fn to_container(ctx: TcContext) -> i32 {
+    verdict::account(&ctx, Hook::ToContainer, judge_to_container(&ctx))
+}
+
+/// What the host stack sends to pods, on `podwire_net`.
+#[classifier]
+pub fn from_host(ctx: TcContext) -> i32 {
+    verdict::account(&ctx, Hook::FromHost, judge_from_host(&ctx))
+}
+
+#[inline(always)]
+fn judge_from_container(ctx: &TcContext) -> Outcome {
+    let slot = slot_of_link(ctx)?;
+    let config = config()?;
+    let ethertype = packet::ethertype(ctx)?;
+    match packet::compare_ethernet(ctx, &slot.from_pod)? {
+        packet::Ethernet::ToGateway => {}
+        packet::Ethernet::ToMany if ethertype == ETH_ARP => return arp::answer(ctx, slot, config),
+        packet::Ethernet::ToMany if ethertype == ETH_IPV6 => {
+            let packet = packet::parse_ipv6(ctx)?;
+            return neighbour::judge(ctx, &packet, slot, config).unwrap_or_else(|| {
+                check_source(&packet, slot)?;
+                Err(Drop(Reason::Multicast))
+            });
+        }
+        packet::Ethernet::ToMany if ethertype == ETH_IPV4 => {
+            check_source(&packet::parse_ipv4(ctx)?, slot)?;
+            return Err(Drop(Reason::Multicast));
+        }
+        packet::Ethernet::ToMany => return Err(Drop(Reason::UnsupportedProtocol)),
+        packet::Ethernet::ToOther => return Err(Drop(Reason::NotForGateway)),
+    }
+    let packet = match ethertype {
+        ETH_IPV4 => packet::parse_ipv4(ctx)?,
+        ETH_IPV6 => {
+            let packet = packet::parse_ipv6(ctx)?;
+            if let Some(outcome) = neighbour::judge(ctx, &packet, slot, config) {
+                return outcome;
+            }
+            packet
+        }
+        ETH_ARP => return arp::answer(ctx, slot, config),
+        _ => return Err(Drop(Reason::UnsupportedProtocol)),
+    };
+    check_source(&packet, slot)?;
+    if packet.key.destination.is_multicast() {
+        return Err(Drop(Reason::Multicast));
+    }
+    if packet.key.destination.is_ipv6_link_local() {
+        return Err(Drop(Reason::LinkLocal));
+    }
+    let packet = packet.with_ports(ctx)?;
+    if flow::belongs_to_stack(ctx, &packet) {
+        return forward::to_stack(ctx, config, Reason::ToStackByFlow);
+    }
+    match forward::endpoint(&packet.key.destination)? {
+        Some(_) if packet.hops <= 1 => forward::to_stack(ctx, config, Reason::ToStackExpired),
+        Some(slot) => forward::deliver_routed(ctx, &packet, slot),
+        None => forward::to_stack(ctx, config, Reason::ToStack),
+    }
+}
+
+#[inline(always)]
+fn judge_to_container(ctx: &TcContext) -> Outcome {
+    // SAFETY: the context is valid for the whole run of the program.
+    if unsafe { (*ctx.skb.skb).mark } == MARK_DECIDED {
+        return Ok(Verdict::next(Reason::Passed));
+    }
+    let slot = slot_of_link(ctx)?;
+    let packet = match packet::ethertype(ctx)? {
+        ETH_IPV4 => packet::parse_ipv4(ctx)?,
+        ETH_IPV6 => packet::parse_ipv6(ctx)?,
+        ETH_ARP => return Ok(Verdict::next(Reason::Passed)),
+        _ => return Err(Drop(Reason::UnsupportedProtocol)),
+    };
+    if packet.key.destination.is_multicast() {
+        return Err(Drop(Reason::Multicast));
+    }
+    if !slot.owns(&packet.key.destination) {
+        return Err(Drop(Reason::UnknownDestination));
+    }
+    let packet = packet.with_ports(ctx)?;
+    flow::came_from_stack(&packet);
+    Ok(Verdict::next(Reason::Passed))
+}
+
+#[inline(always)]
+fn judge_from_host(ctx: &TcContext) -> Outcome {
+    let packet = match packet::ethertype(ctx)? {
+        ETH_IPV4 => packet::parse_ipv4(ctx)?,
+        ETH_IPV6 => packet::parse_ipv6(ctx)?,
+        _ => return Err(Drop(Reason::UnsupportedProtocol)),
+    };
+    if packet.key.destination.is_multicast() {
+        return Err(Drop(Reason::Multicast));
+    }
+    let Some(slot) = forward::endpoint(&packet.key.destination)? else {
+        return Err(Drop(Reason::UnknownDestination));
+    };
+    let packet = packet.with_ports(ctx)?;
+    flow::came_from_stack(&packet);
+    forward::deliver_from_stack(ctx, slot)
+}
+
+/// A pod sends from its own addresses only.
+#[inline(always)]
+fn check_source(packet: &Packet, slot: &Slot) -> Result<(), Drop> {
+    if slot.owns(&packet.key.source) { Ok(()) } else { Err(Drop(Reason::SpoofedAddress)) }
+}
+
+#[inline(always)]
+fn slot_of_link(ctx: &TcContext) -> Result<&'static Slot, Drop> {
+    // SAFETY: as above; entries are plain numbers, replaced whole.
+    let number = unsafe { maps::LINKS.get((*ctx.skb.skb).ifindex) };
+    let slot = number.and_then(|&number| maps::SLOTS.get(number));
+    match slot {
+        Some(slot) if slot.is_taken() => Ok(slot),
+        _ => Err(Drop(Reason::UnknownLink)),
+    }
+}
+
+#[inline(always)]
+fn config() -> Result<&'static NodeConfig, Drop> {
+    match maps::CONFIG.get(0) {
+        Some(config) if config.host_ifindex != 0 => Ok(config),
+        _ => Err(Drop(Reason::NotReady)),
+    }
+}
+
+/// Whether `address` is the pods' gateway.
+#[inline(always)]
+fn is_router(config: &NodeConfig, address: &Address) -> bool {
+    *address == config.router_ipv6 && !address.is_unspecified()
+}
+
+// The kernel reads the licence from this section; helpers marked GPL-only need it.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+#[cfg(not(test))]
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}

@@ -1,0 +1,470 @@
+//! Reading a packet: Ethernet, IPv4, IPv6 with its extension headers, ports.
+//!
+//! Headers at a fixed place are read by direct packet access, what may lie anywhere (behind IPv4
+//! options or IPv6 extension headers) by `bpf_skb_load_bytes`.
+
+use core::{arch::asm, mem::offset_of};
+
+use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
+use podwire_abi::{
+    Address, Be16, Be32, EthernetPair, FlowKey, FragmentKey, FragmentPorts, Protocol, Reason,
+};
+
+use crate::{maps::FRAGMENTS, verdict::Drop};
+
+pub const ETH_LEN: usize = 14;
+pub const IPV4_LEN: usize = 20;
+pub const IPV6_LEN: usize = 40;
+
+pub const ETH_IPV4: u16 = 0x0800;
+pub const ETH_ARP: u16 = 0x0806;
+pub const ETH_IPV6: u16 = 0x86dd;
+const ETH_VLAN: u16 = 0x8100;
+const ETH_QINQ: u16 = 0x88a8;
+
+/// ICMP and ICMPv6 types that the datapath looks at.
+const ICMP_ECHO_REPLY: u8 = 0;
+const ICMP_ECHO: u8 = 8;
+const ICMPV6_ECHO: u8 = 128;
+const ICMPV6_ECHO_REPLY: u8 = 129;
+
+/// IPv6 extension headers that are followed before a packet is given up on.
+const MAX_EXTENSION_HEADERS: usize = 6;
+
+/// An IP packet, as far as its fixed headers go; [`with_ports`](Self::with_ports) reads the rest.
+#[derive(Clone, Copy)]
+pub struct Packet {
+    pub key: FlowKey,
+    /// TTL or hop limit.
+    pub hops: u8,
+    /// Where the transport header begins, counted from the frame's start.
+    pub transport: usize,
+    pub fragment: Fragment,
+    /// What the transport header says about the flow.
+    pub kind: Kind,
+}
+
+/// Which part of a packet this is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Fragment {
+    Whole,
+    First(Be32),
+    Later(Be32),
+}
+
+/// What a packet means to its flow.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// It begins one: a SYN without ACK, an echo request.
+    Opens,
+    /// It is part of one.
+    Within,
+    /// An ICMP error about a packet of one.
+    Error,
+}
+
+/// To whom a frame that a pod sent is addressed, given that its source is right.
+pub enum Ethernet {
+    ToGateway,
+    ToMany,
+    ToOther,
+}
+
+/// The frame's type, after a VLAN tag has been ruled out. A tag stands in the packet's metadata on
+/// a veth, and in its bytes under test-run.
+#[inline(always)]
+pub fn ethertype(ctx: &TcContext) -> Result<u16, Drop> {
+    // SAFETY: the context is valid for the whole run of the program.
+    if unsafe { (*ctx.skb.skb).vlan_present } != 0 {
+        return Err(Drop(Reason::Vlan));
+    }
+    let ethertype = Be16::from_raw(read_u16::<12>(at::<ETH_LEN>(ctx, 0)?)).get();
+    if ethertype == ETH_VLAN || ethertype == ETH_QINQ {
+        return Err(Drop(Reason::Vlan));
+    }
+    Ok(ethertype)
+}
+
+/// Checks the frame's source against `expected`, and sorts its destination.
+#[inline(always)]
+pub fn compare_ethernet(ctx: &TcContext, expected: &EthernetPair) -> Result<Ethernet, Drop> {
+    let frame = at::<ETH_LEN>(ctx, 0)?;
+    let (a, b, c) = (read_u32::<0>(frame), read_u32::<4>(frame), read_u32::<8>(frame));
+    let [x, y, z] = expected.0;
+    if a == x && b == y && c == z {
+        return Ok(Ethernet::ToGateway);
+    }
+    // The source's first two bytes are the upper half of the second word.
+    const SOURCE: u32 = u32::from_ne_bytes([0, 0, 0xff, 0xff]);
+    const GROUP: u32 = u32::from_ne_bytes([1, 0, 0, 0]);
+    if c != z || (b ^ y) & SOURCE != 0 {
+        return Err(Drop(Reason::SpoofedMac));
+    }
+    Ok(if a & GROUP != 0 { Ethernet::ToMany } else { Ethernet::ToOther })
+}
+
+/// RFC 791. A header that contradicts itself or the frame is malformed.
+///
+/// ```text
+///  0               1               2               3
+/// |version|  ihl  |      tos      |         total length          |
+/// |        identification         |flags|    fragment offset      |
+/// |      ttl      |   protocol    |           checksum            |
+/// |                            source                             |
+/// |                          destination                          |
+/// ```
+#[inline(always)]
+pub fn parse_ipv4(ctx: &TcContext) -> Result<Packet, Drop> {
+    let header = at::<IPV4_LEN>(ctx, ETH_LEN)?;
+    let first = read_u8::<0>(header);
+    let header_len = usize::from(first & 0x0f) * 4;
+    let total_len = u32::from(Be16::from_raw(read_u16::<2>(header)).get());
+    // A segmentation-offload packet beyond 64 KiB has no length that fits (BIG TCP).
+    let total_len = if total_len == 0 && is_offloaded(ctx) { ctx.len() } else { total_len };
+    if first >> 4 != 4
+        || header_len < IPV4_LEN
+        || total_len < header_len as u32
+        || total_len.saturating_add(ETH_LEN as u32) > ctx.len() && !is_offloaded(ctx)
+    {
+        return Err(Drop(Reason::Malformed));
+    }
+    let protocol = Protocol(read_u8::<9>(header));
+    let identification = Be32::new(u32::from(Be16::from_raw(read_u16::<4>(header)).get()));
+    let offset = Be16::from_raw(read_u16::<6>(header)).get();
+    let fragment = match (offset & 0x1fff, offset & 0x2000 != 0) {
+        (0, false) => Fragment::Whole,
+        (0, true) => Fragment::First(identification),
+        // A second fragment that begins within the TCP header could rewrite it (RFC 1858).
+        (1, _) if protocol == Protocol::TCP => return Err(Drop(Reason::Malformed)),
+        _ => Fragment::Later(identification),
+    };
+    Ok(Packet {
+        key: key(
+            Address::from_ipv4_raw(Be32::from_raw(read_u32::<12>(header))),
+            Address::from_ipv4_raw(Be32::from_raw(read_u32::<16>(header))),
+            protocol,
+        ),
+        hops: read_u8::<8>(header),
+        transport: ETH_LEN + header_len,
+        fragment,
+        kind: Kind::Within,
+    })
+}
+
+/// RFC 8200, with its extension headers followed to the transport header.
+///
+/// ```text
+///  0               1               2               3
+/// |version| traffic class |              flow label               |
+/// |        payload length         |  next header  |   hop limit   |
+/// |                        source (16 bytes)                      |
+/// |                     destination (16 bytes)                    |
+/// ```
+#[inline(always)]
+pub fn parse_ipv6(ctx: &TcContext) -> Result<Packet, Drop> {
+    let header = at::<IPV6_LEN>(ctx, ETH_LEN)?;
+    let payload_len = u32::from(Be16::from_raw(read_u16::<4>(header)).get());
+    let wanted = payload_len + (ETH_LEN + IPV6_LEN) as u32;
+    if read_u8::<0>(header) >> 4 != 6 || wanted > ctx.len() && !is_offloaded(ctx) {
+        return Err(Drop(Reason::Malformed));
+    }
+    let source = ipv6_address::<8, 12, 16, 20>(header);
+    let destination = ipv6_address::<24, 28, 32, 36>(header);
+    let hops = read_u8::<7>(header);
+    let mut next = read_u8::<6>(header);
+    let mut transport = ETH_LEN + IPV6_LEN;
+    let mut fragment = Fragment::Whole;
+    if is_extension(next) {
+        (next, transport, fragment) = skip_extensions(ctx, next)?;
+    }
+    Ok(Packet {
+        key: key(source, destination, Protocol(next)),
+        hops,
+        transport,
+        fragment,
+        kind: Kind::Within,
+    })
+}
+
+impl Packet {
+    /// Reads ports or what stands for them, and what the packet means to its flow. Later
+    /// fragments get the ports that their first fragment left behind.
+    #[inline(always)]
+    pub fn with_ports(mut self, ctx: &TcContext) -> Result<Self, Drop> {
+        if let Fragment::Later(identification) = self.fragment {
+            // SAFETY: read at once; an entry reused in between would only name another flow.
+            let ports = unsafe { FRAGMENTS.get(self.fragment_key(identification)) };
+            let ports = ports.ok_or(Drop(Reason::UnknownFragment))?;
+            self.key.source_port = ports.source_port;
+            self.key.destination_port = ports.destination_port;
+            return Ok(self);
+        }
+        match self.key.protocol {
+            Protocol::TCP => {
+                let header: [u32; 4] = load(ctx, self.transport)?;
+                self.set_ports(header[0]);
+                // Byte 13 holds the flags; SYN is 2, ACK 16.
+                if header[3].to_ne_bytes()[1] & 0x12 == 0x02 {
+                    self.kind = Kind::Opens;
+                }
+            }
+            Protocol::UDP | Protocol::SCTP => {
+                let header: [u32; 2] = load(ctx, self.transport)?;
+                self.set_ports(header[0]);
+            }
+            Protocol::ICMP | Protocol::ICMPV6 => {
+                let header: [u32; 2] = load(ctx, self.transport)?;
+                self.set_icmp(header);
+            }
+            _ => {}
+        }
+        if let Fragment::First(identification) = self.fragment {
+            let ports = FragmentPorts {
+                source_port: self.key.source_port,
+                destination_port: self.key.destination_port,
+            };
+            // A full table forgets another packet's ports: its later fragments are counted.
+            let _ = FRAGMENTS.insert(self.fragment_key(identification), ports, 0);
+        }
+        Ok(self)
+    }
+
+    /// The key, in the direction of this error's sender, of the flow that an ICMP error is about.
+    ///
+    /// The error quotes a packet that its sender received: the flow it belongs to is that packet's
+    /// reverse. Only quotes without options and extension headers are understood.
+    #[inline(always)]
+    pub fn quoted_flow(&self, ctx: &TcContext) -> Option<FlowKey> {
+        let quote = self.transport + 8;
+        let (source, destination, protocol, transport) = if self.key.protocol == Protocol::ICMP {
+            let header: [u32; 5] = load(ctx, quote).ok()?;
+            if header[0].to_ne_bytes()[0] != 0x45 {
+                return None;
+            }
+            let source = Address::from_ipv4_raw(Be32::from_raw(header[3]));
+            let destination = Address::from_ipv4_raw(Be32::from_raw(header[4]));
+            (source, destination, header[2].to_ne_bytes()[1], quote + IPV4_LEN)
+        } else {
+            let header: [u32; 10] = load(ctx, quote).ok()?;
+            let [_, _, a, b, c, d, e, f, g, h] = header.map(Be32::from_raw);
+            let next = header[1].to_ne_bytes()[2];
+            (Address([a, b, c, d]), Address([e, f, g, h]), next, quote + IPV6_LEN)
+        };
+        let mut quoted = Self { key: key(source, destination, Protocol(protocol)), ..*self };
+        match quoted.key.protocol {
+            Protocol::TCP | Protocol::UDP | Protocol::SCTP => {
+                quoted.set_ports(load::<u32>(ctx, transport).ok()?);
+            }
+            Protocol::ICMP | Protocol::ICMPV6 => quoted.set_icmp(load(ctx, transport).ok()?),
+            _ => {}
+        }
+        Some(quoted.key.reversed())
+    }
+
+    #[inline(always)]
+    fn fragment_key(&self, identification: Be32) -> FragmentKey {
+        FragmentKey {
+            source: self.key.source,
+            destination: self.key.destination,
+            identification,
+            protocol: self.key.protocol,
+            reserved: [0; 3],
+        }
+    }
+
+    /// `ports` as they lie in the packet: the source's two bytes, the destination's two.
+    #[inline(always)]
+    fn set_ports(&mut self, ports: u32) {
+        let [a, b, c, d] = ports.to_ne_bytes();
+        self.key.source_port = Be16::from_raw(u16::from_ne_bytes([a, b]));
+        self.key.destination_port = Be16::from_raw(u16::from_ne_bytes([c, d]));
+    }
+
+    /// The identifier of an echo is the port of the side that asks.
+    #[inline(always)]
+    fn set_icmp(&mut self, header: [u32; 2]) {
+        let kind = header[0].to_ne_bytes()[0];
+        let [a, b, ..] = header[1].to_ne_bytes();
+        let identifier = Be16::from_raw(u16::from_ne_bytes([a, b]));
+        let (request, reply, is_error) = if self.key.protocol == Protocol::ICMP {
+            (ICMP_ECHO, ICMP_ECHO_REPLY, matches!(kind, 3 | 4 | 11 | 12))
+        } else {
+            (ICMPV6_ECHO, ICMPV6_ECHO_REPLY, kind < 128)
+        };
+        if kind == request {
+            self.key.source_port = identifier;
+            self.kind = Kind::Opens;
+        } else if kind == reply {
+            self.key.destination_port = identifier;
+        } else if is_error {
+            self.kind = Kind::Error;
+        }
+    }
+}
+
+/// A key without ports yet.
+#[inline(always)]
+fn key(source: Address, destination: Address, protocol: Protocol) -> FlowKey {
+    FlowKey {
+        source,
+        destination,
+        source_port: Be16::new(0),
+        destination_port: Be16::new(0),
+        protocol,
+        reserved: [0; 3],
+    }
+}
+
+const HOP_BY_HOP: u8 = 0;
+const ROUTING: u8 = 43;
+const FRAGMENT: u8 = 44;
+const AUTHENTICATION: u8 = 51;
+const DESTINATION_OPTIONS: u8 = 60;
+
+#[inline(always)]
+fn is_extension(next: u8) -> bool {
+    matches!(next, HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION_OPTIONS)
+}
+
+/// Follows the extension headers; gives the transport protocol, where it begins, and which
+/// fragment this is. Kept out of line: almost no packet comes here.
+#[inline(always)]
+fn skip_extensions(ctx: &TcContext, mut next: u8) -> Result<(u8, usize, Fragment), Drop> {
+    let mut offset = ETH_LEN + IPV6_LEN;
+    let mut fragment = Fragment::Whole;
+    for _ in 0..MAX_EXTENSION_HEADERS {
+        if !is_extension(next) {
+            break;
+        }
+        let header: [u32; 2] = load(ctx, offset)?;
+        let [following, len, high, low] = header[0].to_ne_bytes();
+        match next {
+            FRAGMENT => {
+                let identification = Be32::from_raw(header[1]);
+                let field = u16::from_be_bytes([high, low]);
+                fragment = match (field >> 3, field & 1) {
+                    (0, 0) => Fragment::Whole,
+                    (0, _) => Fragment::First(identification),
+                    _ => Fragment::Later(identification),
+                };
+                offset += 8;
+                if let Fragment::Later(_) = fragment {
+                    return Ok((following, offset, fragment));
+                }
+            }
+            // RFC 4302 counts in words of four bytes, less two.
+            AUTHENTICATION => offset += (usize::from(len) + 2) * 4,
+            _ => offset += (usize::from(len) + 1) * 8,
+        }
+        next = following;
+    }
+    if is_extension(next) {
+        return Err(Drop(Reason::ExtensionHeaders));
+    }
+    Ok((next, offset, fragment))
+}
+
+/// A packet that the sender's or receiver's device splits or has merged.
+#[inline(always)]
+fn is_offloaded(ctx: &TcContext) -> bool {
+    // SAFETY: the context is valid for the whole run of the program.
+    unsafe { (*ctx.skb.skb).gso_size != 0 }
+}
+
+/// A pointer to `LEN` bytes of packet at `offset`, which are made linear if they are not.
+#[inline(always)]
+pub fn at<const LEN: usize>(ctx: &TcContext, offset: usize) -> Result<Bytes, Drop> {
+    let (mut data, mut end) = bounds(ctx);
+    if data + (offset + LEN) as u64 > end {
+        ctx.pull_data((offset + LEN) as u32).map_err(|_| Drop(Reason::Malformed))?;
+        (data, end) = bounds(ctx);
+        if data + (offset + LEN) as u64 > end {
+            return Err(Drop(Reason::Malformed));
+        }
+    }
+    Ok(Bytes(data + offset as u64))
+}
+
+/// Where the linear part of the packet begins and ends.
+///
+/// The context's fields are declared as 32 bits wide, the verifier turns their loads into 64-bit
+/// pointers. The compiler must not know the declared width, or it truncates the pointers.
+#[inline(always)]
+fn bounds(ctx: &TcContext) -> (u64, u64) {
+    let (data, end): (u64, u64);
+    // SAFETY: two loads from the context, which is valid for the whole run of the program.
+    unsafe {
+        asm!(
+            "{data} = *(u32 *)({ctx} + {data_at})",
+            "{end} = *(u32 *)({ctx} + {end_at})",
+            ctx = in(reg) ctx.skb.skb,
+            data = out(reg) data,
+            end = lateout(reg) end,
+            data_at = const offset_of!(__sk_buff, data),
+            end_at = const offset_of!(__sk_buff, data_end),
+            options(readonly, nostack, preserves_flags),
+        );
+    }
+    (data, end)
+}
+
+/// Packet bytes whose presence the verifier has seen checked.
+#[derive(Clone, Copy)]
+pub struct Bytes(u64);
+
+#[inline(always)]
+fn ipv6_address<const A: i16, const B: i16, const C: i16, const D: i16>(header: Bytes) -> Address {
+    Address([
+        Be32::from_raw(read_u32::<A>(header)),
+        Be32::from_raw(read_u32::<B>(header)),
+        Be32::from_raw(read_u32::<C>(header)),
+        Be32::from_raw(read_u32::<D>(header)),
+    ])
+}
+
+macro_rules! access {
+    ($read:ident, $write:ident, $type:ty, $insn:literal) => {
+        /// One load instruction. Packet data is not aligned as Rust's references must be, and
+        /// byte-wise loads would cost the hot path; the kernel's verifier proves the access.
+        #[inline(always)]
+        pub fn $read<const OFFSET: i16>(bytes: Bytes) -> $type {
+            let value: u64;
+            // SAFETY: the verifier refuses a program whose access is not within the packet.
+            unsafe {
+                asm!(
+                    concat!("{value} = *(", $insn, " *)({base} + {offset})"),
+                    value = out(reg) value,
+                    base = in(reg) bytes.0,
+                    offset = const OFFSET,
+                    options(pure, readonly, nostack, preserves_flags),
+                );
+            }
+            value as $type
+        }
+
+        /// One store instruction, as above.
+        #[inline(always)]
+        pub fn $write<const OFFSET: i16>(bytes: Bytes, value: $type) {
+            // SAFETY: as above.
+            unsafe {
+                asm!(
+                    concat!("*(", $insn, " *)({base} + {offset}) = {value}"),
+                    value = in(reg) u64::from(value),
+                    base = in(reg) bytes.0,
+                    offset = const OFFSET,
+                    options(nostack, preserves_flags),
+                );
+            }
+        }
+    };
+}
+
+access!(read_u8, write_u8, u8, "u8");
+access!(read_u16, write_u16, u16, "u16");
+access!(read_u32, write_u32, u32, "u32");
+
+/// Reads a value from anywhere in the packet.
+#[inline(always)]
+pub fn load<T>(ctx: &TcContext, offset: usize) -> Result<T, Drop> {
+    ctx.load(offset).map_err(|_| Drop(Reason::Malformed))
+}

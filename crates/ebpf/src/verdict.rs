@@ -1,0 +1,53 @@
+//! How judging a packet ends.
+
+use aya_ebpf::programs::TcContext;
+use podwire_abi::{Hook, Reason, metric_index};
+
+use crate::maps::METRICS;
+
+/// `TCX_NEXT`, and `TC_ACT_UNSPEC` of a clsact filter: other programs on the link go on.
+const NEXT: i32 = -1;
+/// `TC_ACT_SHOT`.
+const SHOT: i32 = 2;
+
+/// A packet goes on: the program's return value, and what is counted.
+pub struct Verdict {
+    pub action: i32,
+    pub reason: Reason,
+}
+
+impl Verdict {
+    /// A redirect helper has been called and returned `action`.
+    #[inline(always)]
+    pub fn redirected(action: i64, reason: Reason) -> Self {
+        Self { action: action as i32, reason }
+    }
+
+    #[inline(always)]
+    pub fn next(reason: Reason) -> Self {
+        Self { action: NEXT, reason }
+    }
+}
+
+/// A packet ends here.
+pub struct Drop(pub Reason);
+
+pub type Outcome = Result<Verdict, Drop>;
+
+/// Counts the outcome and turns it into the program's return value.
+#[inline(always)]
+pub fn account(ctx: &TcContext, hook: Hook, outcome: Outcome) -> i32 {
+    let (action, reason) = match outcome {
+        Ok(verdict) => (verdict.action, verdict.reason),
+        Err(Drop(reason)) => (SHOT, reason),
+    };
+    if let Some(counter) = METRICS.get_ptr_mut(metric_index(hook, reason)) {
+        // SAFETY: the pointer is this CPU's own counter, and a program is not interrupted by
+        // another run of itself on the same CPU; a lost count would be the worst of it.
+        unsafe {
+            (*counter).packets += 1;
+            (*counter).bytes += u64::from(ctx.len());
+        }
+    }
+    action
+}
