@@ -12,6 +12,7 @@
 //! - [`TcpSink`], [`tcp_flood`]: throughput, counted at the receiver.
 //! - [`FrameSocket`] and [`frame`]: raw frames, for what a well-behaved stack would not send.
 
+mod datagram;
 mod echo;
 pub mod frame;
 mod packet_socket;

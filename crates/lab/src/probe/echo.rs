@@ -165,8 +165,14 @@ pub(super) fn exchange(
             accounts.send(channel);
             due += schedule.interval;
         }
-        let patience = due.saturating_duration_since(Instant::now()).min(Duration::from_millis(50));
-        accounts.receive(channel, patience);
+        // All that is there, even when the next request is overdue.
+        loop {
+            let left = due.saturating_duration_since(Instant::now());
+            let answered = accounts.receive(channel, left.min(Duration::from_millis(50)));
+            if !answered || left.is_zero() {
+                break;
+            }
+        }
     }
     let end = Instant::now() + schedule.patience;
     while accounts.open() > 0 {
@@ -198,12 +204,14 @@ impl Accounts {
         }
     }
 
-    fn receive(&mut self, channel: &mut dyn Channel, patience: Duration) {
+    /// Tells whether there was something.
+    fn receive(&mut self, channel: &mut dyn Channel, patience: Duration) -> bool {
         match channel.receive(patience) {
             Ok(Some(sequence)) => self.answered(sequence),
-            Ok(None) => {}
+            Ok(None) => return false,
             Err(error) => self.report.errors.push(format!("receive: {error}")),
         }
+        true
     }
 
     fn answered(&mut self, sequence: u64) {

@@ -1,18 +1,18 @@
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
-    os::fd::AsRawFd,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU32, Ordering},
     },
     thread::{self, JoinHandle},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use nix::sys::socket::{self, AddressFamily, SockFlag, SockProtocol, SockType, SockaddrStorage};
-
-use super::echo::{Channel, EchoReport, SMALLEST, Schedule, Token, exchange};
+use super::{
+    datagram::{Kind, bind, make_room, raw_icmp, take, wait},
+    echo::{Channel, EchoReport, SMALLEST, Schedule, Token, exchange},
+};
 
 /// Echo requests to one address, over ICMP, ICMPv6 or UDP.
 #[derive(Clone, Debug)]
@@ -137,6 +137,7 @@ impl Ping {
         if let (Target::Icmp(_), Some(source)) = (self.target, self.source) {
             bind(&socket, source)?;
         }
+        make_room(&socket)?;
         socket.connect(target)?;
         let size = self.size;
         Ok(match self.target {
@@ -181,58 +182,29 @@ impl Drop for RunningPing {
     }
 }
 
-/// Request and answer types, and what precedes them in what a raw socket receives.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Kind {
-    pub(super) request: u8,
-    pub(super) reply: u8,
-    has_ip_header: bool,
-}
-
-impl Kind {
-    pub(super) fn of(address: IpAddr) -> Self {
-        match address {
-            IpAddr::V4(_) => Self { request: 8, reply: 0, has_ip_header: true },
-            IpAddr::V6(_) => Self { request: 128, reply: 129, has_ip_header: false },
-        }
-    }
-
-    /// Type and payload of an echo message as received.
-    pub(super) fn split(self, received: &[u8]) -> Option<(u8, &[u8])> {
-        let header = if self.has_ip_header { usize::from(received.first()? & 0xf) * 4 } else { 0 };
-        let message = received.get(header..)?;
-        Some((*message.first()?, message.get(8..)?))
-    }
-}
-
-/// A raw socket, which std's type for datagrams serves as well.
-pub(super) fn raw_icmp(address: IpAddr) -> io::Result<UdpSocket> {
-    let (family, protocol) = match address {
-        IpAddr::V4(_) => (AddressFamily::Inet, SockProtocol::Icmp),
-        IpAddr::V6(_) => (AddressFamily::Inet6, SockProtocol::IcmpV6),
-    };
-    Ok(socket::socket(family, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)?.into())
-}
-
-pub(super) fn bind(socket: &UdpSocket, address: IpAddr) -> io::Result<()> {
-    socket::bind(socket.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(address, 0)))?;
-    Ok(())
-}
-
-/// Waits for a datagram; nothing when none comes in time.
-pub(super) fn receive<'b>(
+/// The next token that `parse` finds in what is received before the time has passed.
+fn next_token(
     socket: &UdpSocket,
-    buffer: &'b mut [u8],
     patience: Duration,
-) -> io::Result<Option<(&'b [u8], Option<SocketAddr>)>> {
-    // Zero would mean for ever.
-    socket.set_read_timeout(Some(patience.max(Duration::from_micros(1))))?;
-    match socket.recv_from(buffer) {
-        Ok((length, from)) => Ok(Some((&buffer[..length], Some(from)))),
-        Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
-            Ok(None)
+    parse: impl Fn(&[u8]) -> Option<Token>,
+) -> io::Result<Option<u64>> {
+    let end = Instant::now() + patience;
+    let mut buffer = [0; 65_536];
+    loop {
+        match take(socket, &mut buffer)? {
+            Some((received, _)) => {
+                if let Some(token) = parse(received) {
+                    return Ok(Some(token.sequence));
+                }
+            }
+            None => {
+                let left = end.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    return Ok(None);
+                }
+                wait(socket, left)?;
+            }
         }
-        Err(e) => Err(e),
     }
 }
 
@@ -258,13 +230,11 @@ impl Channel for Icmp {
     }
 
     fn receive(&mut self, patience: Duration) -> io::Result<Option<u64>> {
-        let mut buffer = [0; 65_536];
-        let Some((received, _)) = receive(&self.socket, &mut buffer, patience)? else {
-            return Ok(None);
-        };
-        let answer = self.kind.split(received).filter(|(kind, _)| *kind == self.kind.reply);
-        let token = answer.and_then(|(_, payload)| Token::parse(payload));
-        Ok(token.filter(|token| token.sender == self.sender).map(|token| token.sequence))
+        let Self { socket, sender, kind, .. } = self;
+        next_token(socket, patience, |received| {
+            let (found, payload) = kind.split(received)?;
+            Token::parse(payload).filter(|token| found == kind.reply && token.sender == *sender)
+        })
     }
 }
 
@@ -281,12 +251,10 @@ impl Channel for Udp {
     }
 
     fn receive(&mut self, patience: Duration) -> io::Result<Option<u64>> {
-        let mut buffer = [0; 65_536];
-        let Some((received, _)) = receive(&self.socket, &mut buffer, patience)? else {
-            return Ok(None);
-        };
-        let token = Token::parse(received).filter(|token| token.sender == self.sender);
-        Ok(token.map(|token| token.sequence))
+        let Self { socket, sender, .. } = self;
+        next_token(socket, patience, |received| {
+            Token::parse(received).filter(|token| token.sender == *sender)
+        })
     }
 }
 

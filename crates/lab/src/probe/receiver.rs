@@ -1,5 +1,5 @@
 use std::{
-    io,
+    fmt, io,
     net::{IpAddr, SocketAddr, UdpSocket},
     sync::{
         Arc, Mutex, PoisonError,
@@ -9,11 +9,9 @@ use std::{
     time::Duration,
 };
 
-use nix::sys::socket::{setsockopt, sockopt};
-
 use super::{
+    datagram::{Kind, bind, make_room, raw_icmp, socket_address, take, wait},
     echo::{Arrivals, Token},
-    ping::{Kind, bind, raw_icmp, receive},
 };
 
 /// The other end of a [`Ping`](super::Ping): notes every request that arrives.
@@ -22,8 +20,7 @@ use super::{
 #[derive(Debug)]
 pub struct EchoReceiver {
     address: SocketAddr,
-    stop: Arc<AtomicBool>,
-    arrivals: Arc<Mutex<Arrivals>>,
+    shared: Arc<Shared>,
 }
 
 impl EchoReceiver {
@@ -39,7 +36,7 @@ impl EchoReceiver {
             let (found, payload) = kind.split(received)?;
             Token::parse(payload).filter(|_| found == kind.request)
         };
-        Self::start(socket, SocketAddr::new(address, 0), token, |_, _, _| Ok(()))
+        Self::start(socket, SocketAddr::new(address, 0), Box::new(token), Answer::ByKernel)
     }
 
     /// Notes and answers datagrams to this local address; port 0 lets the kernel choose.
@@ -49,39 +46,21 @@ impl EchoReceiver {
     pub fn udp(address: SocketAddr) -> io::Result<Self> {
         let socket = UdpSocket::bind(address)?;
         let address = socket.local_addr()?;
-        let answer = |socket: &UdpSocket, to: SocketAddr, payload: &[u8]| {
-            socket.send_to(payload, to).map(drop)
-        };
-        Self::start(socket, address, Token::parse, answer)
+        Self::start(socket, address, Box::new(Token::parse), Answer::ByUs)
     }
 
     fn start(
         socket: UdpSocket,
         address: SocketAddr,
-        token: impl Fn(&[u8]) -> Option<Token> + Send + 'static,
-        answer: impl Fn(&UdpSocket, SocketAddr, &[u8]) -> io::Result<()> + Send + 'static,
+        token: Parser,
+        answer: Answer,
     ) -> io::Result<Self> {
-        // A receiver that is not scheduled for a while must not lose what it is there to count.
-        setsockopt(&socket, sockopt::RcvBufForce, &(8 << 20))?;
-        let stop = Arc::new(AtomicBool::new(false));
-        let arrivals = Arc::new(Mutex::new(Arrivals::default()));
-        let (stopped, noted) = (Arc::clone(&stop), Arc::clone(&arrivals));
-        thread::Builder::new().name("echo receiver".into()).spawn(move || {
-            let mut buffer = [0; 65_536];
-            while !stopped.load(Ordering::Relaxed) {
-                // Errors are those of earlier answers, which the sender will miss.
-                let Ok(Some((received, Some(from)))) =
-                    receive(&socket, &mut buffer, Duration::from_millis(20))
-                else {
-                    continue;
-                };
-                if let Some(token) = token(received) {
-                    noted.lock().unwrap_or_else(PoisonError::into_inner).note(token);
-                    let _ = answer(&socket, from, received);
-                }
-            }
-        })?;
-        Ok(Self { address, stop, arrivals })
+        make_room(&socket)?;
+        let (stop, arrivals) = (AtomicBool::new(false), Mutex::default());
+        let shared = Arc::new(Shared { socket, token, answer, stop, arrivals });
+        let own = Arc::clone(&shared);
+        thread::Builder::new().name("echo receiver".into()).spawn(move || own.serve())?;
+        Ok(Self { address, shared })
     }
 
     /// The address it listens on, with the port that the kernel chose.
@@ -90,15 +69,63 @@ impl EchoReceiver {
         self.address
     }
 
-    /// What has arrived so far.
+    /// What has arrived by now.
     #[must_use]
     pub fn arrivals(&self) -> Arrivals {
-        self.arrivals.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let mut arrivals = self.shared.arrivals.lock().unwrap_or_else(PoisonError::into_inner);
+        // What the kernel has answered already may still wait in the socket.
+        self.shared.drain(&mut arrivals);
+        arrivals.clone()
     }
 }
 
 impl Drop for EchoReceiver {
     fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
+        self.shared.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+type Parser = Box<dyn Fn(&[u8]) -> Option<Token> + Send + Sync>;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Answer {
+    ByKernel,
+    ByUs,
+}
+
+struct Shared {
+    socket: UdpSocket,
+    token: Parser,
+    answer: Answer,
+    stop: AtomicBool,
+    arrivals: Mutex<Arrivals>,
+}
+
+impl Shared {
+    fn serve(&self) {
+        while !self.stop.load(Ordering::Relaxed) {
+            if wait(&self.socket, Duration::from_millis(20)).is_err() {
+                return;
+            }
+            self.drain(&mut self.arrivals.lock().unwrap_or_else(PoisonError::into_inner));
+        }
+    }
+
+    fn drain(&self, arrivals: &mut Arrivals) {
+        let mut buffer = [0; 65_536];
+        // An error is that of an earlier answer, whose loss its sender will notice.
+        while let Ok(Some((received, from))) = take(&self.socket, &mut buffer) {
+            let Some(token) = (self.token)(received) else { continue };
+            arrivals.note(token);
+            let to = socket_address(&from).filter(|_| self.answer == Answer::ByUs);
+            // As above.
+            let _ = to.map(|to| self.socket.send_to(received, to));
+        }
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").field("socket", &self.socket).finish_non_exhaustive()
     }
 }
