@@ -1,5 +1,7 @@
 //! The life of a dual-stack pool: reserve, allocate, confirm, release, restart.
 
+#![expect(clippy::print_stdout, reason = "an example shows what it does")]
+
 use std::error::Error;
 use std::time::{SystemTime, UNIX_EPOCH};
 
