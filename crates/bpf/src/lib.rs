@@ -1,1 +1,35 @@
 //! Loads, attaches, pins and test-runs eBPF programs; typed maps with batch operations and in-memory twins for tests
+#![deny(unsafe_code)]
+
+mod attach;
+mod cpu;
+mod error;
+mod ifindex;
+mod layout;
+mod limits;
+mod loader;
+mod map;
+mod object;
+mod pin;
+mod program;
+mod spec;
+mod sys;
+mod test_run;
+mod verifier;
+
+pub use attach::{Direction, TcxLink, TcxLinkInfo, probe_tcx, reap_links, tcx_programs};
+pub use error::{Error, LinkOperation, MapOperation, PinOperation, Result};
+pub use ifindex::IfIndex;
+pub use layout::{Difference, MapLayout, MapType, Mismatch, Property};
+pub use limits::{raise_memlock, raise_open_files};
+pub use loader::Loader;
+pub use map::{
+    Aggregate, Array, Entries, HashKind, HashMap, InsertMode, LpmTrie, Lru, LruHashMap, Map,
+    MapInfo, MapKey, MapValue, PerCpu, PerCpuArray, PerCpuHashMap, Plain, Prefix, ProgramArray,
+    Record, Removal, RingBuffer, TypedMap,
+};
+pub use object::Object;
+pub use program::{Program, ProgramInfo, ProgramTag};
+pub use spec::{MapSpec, ObjectSpec, ProgramSpec, ProgramType, ReadOnly};
+pub use test_run::{SkbContext, TestRun, TestRunOutput};
+pub use verifier::VerifierLog;
