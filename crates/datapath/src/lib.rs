@@ -1,1 +1,26 @@
-//! podwire's eBPF object, its pins and its maps as typed rows
+#![doc = include_str!("../README.md")]
+#![forbid(unsafe_code)]
+
+mod attach;
+mod datapath;
+mod error;
+mod slots;
+mod tables;
+
+pub use attach::{Attach, AttachMode, LinkPin};
+pub use datapath::{Datapath, Delivery, EndpointConfig, NodeSetup, Options, grace_period};
+pub use error::Error;
+pub use podwire_abi as abi;
+pub use tables::{EndpointRow, FlowRow, IpcacheRow, MetricRow, Tables};
+
+/// The compiled kernel programs: an ELF object for the BPF target, little-endian.
+pub const OBJECT: &[u8] = aligned::OBJECT;
+
+mod aligned {
+    /// ELF readers want eight-byte alignment, which `include_bytes!` alone does not give.
+    #[repr(C, align(8))]
+    struct Aligned<B: ?Sized>(B);
+
+    const ALIGNED: &Aligned<[u8]> = &Aligned(*include_bytes!("../objects/podwire.o"));
+    pub(super) const OBJECT: &[u8] = &ALIGNED.0;
+}

@@ -1,0 +1,178 @@
+//! Programs at host links and at `podwire_net`, and the pins that keep them there.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use podwire_abi::program;
+use podwire_bpf::{Direction, IfIndex, Program, Removal, TcxLink, probe_tcx};
+
+use crate::{
+    datapath::Datapath,
+    error::{Error, Result},
+};
+
+/// Which way of attaching is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Attach {
+    /// TCX where the kernel has it, found by asking it; otherwise clsact.
+    #[default]
+    Auto,
+    /// TCX links (Linux 6.6), or an error.
+    Tcx,
+    /// Filters of a clsact queueing discipline.
+    Clsact,
+}
+
+/// Which way of attaching is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum AttachMode {
+    /// TCX links, pinned.
+    Tcx,
+    /// Filters of a clsact queueing discipline.
+    Clsact,
+}
+
+impl Attach {
+    pub(crate) fn resolve(self) -> Result<AttachMode> {
+        match self {
+            Self::Clsact => Ok(AttachMode::Clsact),
+            Self::Tcx | Self::Auto if probe_tcx()? => Ok(AttachMode::Tcx),
+            Self::Auto => Ok(AttachMode::Clsact),
+            Self::Tcx => {
+                let (feature, since) = ("TCX links", "6.6");
+                Err(podwire_bpf::Error::Unsupported { feature, since }.into())
+            }
+        }
+    }
+}
+
+/// A folder of pinned links, named after its interface.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LinkPin {
+    /// The interface's name.
+    pub name: String,
+    /// The interface's index; `None` if it is gone and the pins are dead files.
+    pub ifindex: Option<u32>,
+}
+
+/// What `podwire_net`'s pins are called by.
+const ROUTER_NET: &str = "podwire_net";
+
+impl Datapath {
+    /// Attaches both programs to a host link; replaces, without a gap, what is attached already.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses.
+    pub fn attach(&self, host_link: &str, ifindex: u32) -> Result<()> {
+        // The way in comes last: nothing is forwarded before all is in place.
+        for (name, direction) in [
+            (program::TO_CONTAINER, Direction::Egress),
+            (program::FROM_CONTAINER, Direction::Ingress),
+        ] {
+            self.attach_one(host_link, ifindex, name, direction)?;
+        }
+        Ok(())
+    }
+
+    /// Detaches both programs from a host link, whether it still exists or not.
+    ///
+    /// # Errors
+    ///
+    /// If a pin cannot be removed.
+    pub fn detach(&self, host_link: &str, ifindex: u32) -> Result<Removal> {
+        let _ = ifindex;
+        let folder = self.links_folder().join(host_link);
+        let mut removal = Removal::Absent;
+        for direction in [Direction::Ingress, Direction::Egress] {
+            if TcxLink::unpin(folder.join(direction.to_string()))? == Removal::Removed {
+                removal = Removal::Removed;
+            }
+        }
+        match fs::remove_dir(&folder) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(Error::Folder { operation: "remove", path: folder, source })
+            }
+            _ => Ok(removal),
+        }
+    }
+
+    pub(crate) fn attach_router(&self, ifindex: u32) -> Result<()> {
+        self.attach_one(ROUTER_NET, ifindex, program::FROM_HOST, Direction::Ingress)
+    }
+
+    /// The pinned links of host links, dead ones included.
+    ///
+    /// # Errors
+    ///
+    /// If the folder or a pin cannot be read.
+    pub fn link_pins(&self) -> Result<Vec<LinkPin>> {
+        link_pins(&self.links_folder())
+    }
+
+    fn attach_one(
+        &self,
+        link: &str,
+        ifindex: u32,
+        program: &str,
+        direction: Direction,
+    ) -> Result<()> {
+        let program = self.object().program(program)?;
+        let ifindex = IfIndex::new(ifindex).ok_or(Error::NoEndpoint { ifindex })?;
+        let folder = self.links_folder().join(link);
+        fs::create_dir_all(&folder).map_err(|source| Error::Folder {
+            operation: "create",
+            path: folder.clone(),
+            source,
+        })?;
+        attach_tcx(&folder.join(direction.to_string()), program, ifindex, direction)
+    }
+
+    fn links_folder(&self) -> PathBuf {
+        links_folder(self.bpffs())
+    }
+}
+
+/// Replaces the program of the link that is pinned at `pin`, or attaches it and pins the link. A
+/// pin of another interface that had the name is dead, and removed.
+fn attach_tcx(pin: &Path, program: &Program, ifindex: IfIndex, direction: Direction) -> Result<()> {
+    match TcxLink::open(pin) {
+        Ok(link) if link.info()?.ifindex == Some(ifindex) => return Ok(link.update(program)?),
+        Ok(_) => drop(TcxLink::unpin(pin)?),
+        Err(error) if error.is_not_found() => {}
+        Err(error) => return Err(error.into()),
+    }
+    Ok(TcxLink::attach(program, ifindex, direction)?.pin(pin)?)
+}
+
+pub(crate) fn links_folder(bpffs: &Path) -> PathBuf {
+    bpffs.join("links")
+}
+
+fn link_pins(folder: &Path) -> Result<Vec<LinkPin>> {
+    let failed = |source| Error::Folder { operation: "list", path: folder.to_owned(), source };
+    let entries = match fs::read_dir(folder) {
+        Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(failed)?,
+    };
+    let mut pins = Vec::new();
+    for entry in entries {
+        let name = entry.map_err(failed)?.file_name().to_string_lossy().into_owned();
+        if name == ROUTER_NET {
+            continue;
+        }
+        let mut ifindex = None;
+        for direction in [Direction::Ingress, Direction::Egress] {
+            match TcxLink::open(folder.join(&name).join(direction.to_string())) {
+                Ok(link) => ifindex = link.info()?.ifindex.map(IfIndex::as_u32),
+                Err(error) if error.is_not_found() => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        pins.push(LinkPin { name, ifindex });
+    }
+    pins.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(pins)
+}

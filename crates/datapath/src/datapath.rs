@@ -1,0 +1,372 @@
+//! The programs of a node, loaded once, and what its endpoints are to them.
+
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use podwire_abi::{
+    Address, Be32, EthernetPair, IpcacheEntry, Mac, NodeConfig, Slot, identity, map, slot_flag,
+};
+use podwire_bpf::{Loader, Object, Removal};
+
+use crate::{
+    OBJECT,
+    attach::{Attach, AttachMode},
+    error::{Error, Result},
+    slots::{FreeSlots, empty_generation, taken_generation},
+    tables::{Tables, maps_folder},
+};
+
+/// Where the pins are and how large the tables are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    /// Folder of the pins, on a bpffs. Made if it is not there.
+    pub bpffs: PathBuf,
+    /// How many endpoints there is room for.
+    pub slots: u32,
+    /// How many directions of flows that the host stack carries are remembered.
+    pub flows: u32,
+    /// How programs are attached.
+    pub attach: Attach,
+}
+
+impl Options {
+    /// The sizes that suit an ordinary node: 4,096 endpoints, 65,536 flows.
+    pub fn new(bpffs: impl Into<PathBuf>) -> Self {
+        Self { bpffs: bpffs.into(), slots: 4096, flows: 65536, attach: Attach::Auto }
+    }
+}
+
+/// What all programs of the node share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NodeSetup {
+    /// The pods' IPv4 gateway.
+    pub router_ipv4: Option<std::net::Ipv4Addr>,
+    /// The pods' IPv6 gateway.
+    pub router_ipv6: Option<std::net::Ipv6Addr>,
+    /// Interface index of `podwire_host`.
+    pub host_ifindex: u32,
+    /// MAC of `podwire_host`.
+    pub host_mac: Mac,
+    /// Interface index of `podwire_net`.
+    pub net_ifindex: u32,
+    /// MAC of `podwire_net`.
+    pub net_mac: Mac,
+}
+
+/// An endpoint, as the datapath has to know it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EndpointConfig {
+    /// Name of the host link, which its pins are called by.
+    pub host_link: String,
+    /// Interface index of the host link.
+    pub ifindex: u32,
+    /// MAC of the container's interface.
+    pub mac: Mac,
+    /// MAC of the host link.
+    pub host_mac: Mac,
+    /// At most one of each family.
+    pub addresses: Vec<IpAddr>,
+    /// How packets are handed to it.
+    pub delivery: Delivery,
+}
+
+/// How packets are handed to an endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Delivery {
+    /// Straight to the container's interface.
+    #[default]
+    Peer,
+    /// Through the host link's egress, where foreign queueing disciplines and filters see it.
+    Egress,
+}
+
+/// The loaded programs, their maps, and the slots.
+///
+/// Dropping it leaves programs, maps and links in the kernel, held by their pins: traffic goes on.
+#[derive(Debug)]
+pub struct Datapath {
+    tables: Tables,
+    object: Object,
+    mode: AttachMode,
+    bpffs: PathBuf,
+    /// One writer at a time; the kernel's programs read meanwhile.
+    writing: Mutex<Writer>,
+}
+
+#[derive(Debug)]
+struct Writer {
+    free: FreeSlots,
+}
+
+impl Datapath {
+    /// Opens the pinned maps, or makes them, and loads the programs. What is attached already goes
+    /// on with the programs it has until it is attached again.
+    ///
+    /// # Errors
+    ///
+    /// If the folder is not on a bpffs, a pinned map has another layout or size than this version
+    /// and these options give it (every difference is named), or the kernel refuses a program.
+    pub fn open(options: &Options) -> Result<Self> {
+        let maps = maps_folder(&options.bpffs);
+        let object = Loader::new(OBJECT)
+            .max_entries(map::SLOTS, options.slots)
+            .max_entries(map::LINKS, options.slots)
+            .max_entries(map::IPCACHE, options.slots.saturating_mul(2).saturating_add(16))
+            .max_entries(map::FLOWS, options.flows)
+            .pin_maps(&maps)
+            .load()?;
+        let tables = Tables {
+            config: object.map(map::CONFIG)?,
+            slots: object.map(map::SLOTS)?,
+            links: object.map(map::LINKS)?,
+            ipcache: object.map(map::IPCACHE)?,
+            flows: object.map(map::FLOWS)?,
+            metrics: object.map(map::METRICS)?,
+        };
+        let free = FreeSlots::of(&tables.slots.values()?);
+        let mode = options.attach.resolve()?;
+        let bpffs = options.bpffs.clone();
+        Ok(Self { tables, object, mode, bpffs, writing: Mutex::new(Writer { free }) })
+    }
+
+    /// The maps as rows.
+    #[must_use]
+    pub const fn tables(&self) -> &Tables {
+        &self.tables
+    }
+
+    /// How programs are attached.
+    #[must_use]
+    pub const fn attach_mode(&self) -> AttachMode {
+        self.mode
+    }
+
+    /// Folder of the pins.
+    #[must_use]
+    pub fn bpffs(&self) -> &Path {
+        &self.bpffs
+    }
+
+    pub(crate) const fn object(&self) -> &Object {
+        &self.object
+    }
+
+    /// Tells the programs of the node, and attaches `from_host` to `podwire_net`. Until this has
+    /// been called once on a node, nothing that a pod sends is forwarded.
+    ///
+    /// # Errors
+    ///
+    /// If a map refuses or the program cannot be attached.
+    pub fn set_node(&self, node: &NodeSetup) -> Result<()> {
+        let mut routers = Vec::new();
+        routers.extend(node.router_ipv4.map(IpAddr::from));
+        routers.extend(node.router_ipv6.map(IpAddr::from));
+        for router in routers {
+            let entry = IpcacheEntry {
+                identity: identity::HOST,
+                slot: IpcacheEntry::NO_SLOT,
+                ..IpcacheEntry::default()
+            };
+            self.tables.ipcache.insert(&router.into(), &entry)?;
+        }
+        let epoch = self.tables.config.get(0)?.epoch;
+        let config = NodeConfig {
+            router_ipv4: node.router_ipv4.map_or(Be32::new(0), |v4| Be32::new(v4.into())),
+            router_ipv6: node
+                .router_ipv6
+                .map_or(Address::UNSPECIFIED, |v6| IpAddr::from(v6).into()),
+            host_ifindex: node.host_ifindex,
+            to_host: EthernetPair::new(node.host_mac, node.net_mac),
+            epoch: epoch.wrapping_add(1),
+        };
+        self.tables.config.set(0, &config)?;
+        self.attach_router(node.net_ifindex)
+    }
+
+    /// Makes an endpoint known and attaches the programs to its host link; gives its slot. Where an
+    /// endpoint is known on that link already it is changed, its programs replaced.
+    ///
+    /// # Errors
+    ///
+    /// If there is no free slot, an address belongs to another endpoint, a map refuses, or the
+    /// programs cannot be attached; nothing is left behind then.
+    pub fn add_endpoint(&self, endpoint: &EndpointConfig) -> Result<u32> {
+        let mut writer = self.lock();
+        let addresses = Addresses::of(endpoint)?;
+        let known = self.tables.links.get(&endpoint.ifindex)?;
+        self.check_holders(endpoint, known)?;
+        let number = match known {
+            Some(number) => number,
+            None => writer.free.take().ok_or(Error::Full { slots: self.tables.slot_count() })?,
+        };
+        let added = self
+            .write_endpoint(endpoint, number, &addresses)
+            .and_then(|()| self.attach(&endpoint.host_link, endpoint.ifindex));
+        match added {
+            Ok(()) => Ok(number),
+            Err(error) => {
+                // The first error tells what is wrong; what cannot be undone now is found by the
+                // reconciliation at the next start.
+                let _ = self.erase(&mut writer, &endpoint.host_link, endpoint.ifindex, number);
+                Err(error)
+            }
+        }
+    }
+
+    /// Forgets an endpoint and detaches its programs. Its addresses may be given to another only
+    /// after [`grace_period`].
+    ///
+    /// # Errors
+    ///
+    /// If a map or a pin cannot be changed.
+    pub fn remove_endpoint(&self, host_link: &str, ifindex: u32) -> Result<Removal> {
+        let mut writer = self.lock();
+        match self.tables.links.get(&ifindex)? {
+            Some(number) => {
+                self.erase(&mut writer, host_link, ifindex, number)?;
+                Ok(Removal::Removed)
+            }
+            None => self.detach(host_link, ifindex),
+        }
+    }
+
+    /// Changes how packets are handed to an endpoint, effective for the very next one.
+    ///
+    /// # Errors
+    ///
+    /// If no endpoint is known on the link, or the map refuses.
+    pub fn set_delivery(&self, ifindex: u32, delivery: Delivery) -> Result<()> {
+        let _writer = self.lock();
+        let number = self.tables.links.get(&ifindex)?.ok_or(Error::NoEndpoint { ifindex })?;
+        let mut slot = self.tables.slots.get(number)?;
+        slot.flags = flags(delivery);
+        Ok(self.tables.slots.set(number, &slot)?)
+    }
+
+    /// No address may belong to an endpoint in another slot.
+    fn check_holders(&self, endpoint: &EndpointConfig, own: Option<u32>) -> Result<()> {
+        for &address in &endpoint.addresses {
+            let Some(entry) = self.tables.ipcache.get(&address.into())? else { continue };
+            if entry.slot == IpcacheEntry::NO_SLOT || Some(entry.slot) == own {
+                continue;
+            }
+            let holder = self.tables.slots.get(entry.slot)?;
+            if holder.is_taken() && holder.generation == entry.generation {
+                let host_link = endpoint.host_link.clone();
+                return Err(Error::AddressInUse { address, host_link, holder: holder.ifindex });
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the slot first, then what leads to it, so that no program follows a name into an
+    /// empty slot.
+    fn write_endpoint(
+        &self,
+        endpoint: &EndpointConfig,
+        number: u32,
+        addresses: &Addresses,
+    ) -> Result<()> {
+        let last = self.tables.slots.get(number)?;
+        self.remove_addresses(number, &last)?;
+        let slot = Slot {
+            generation: taken_generation(last.generation),
+            ifindex: endpoint.ifindex,
+            flags: flags(endpoint.delivery),
+            identity: identity::UNMANAGED,
+            from_pod: EthernetPair::new(endpoint.host_mac, endpoint.mac),
+            to_pod: EthernetPair::new(endpoint.mac, endpoint.host_mac),
+            ipv6: addresses.ipv6,
+            ipv4: addresses.ipv4,
+            reserved: 0,
+        };
+        self.tables.slots.set(number, &slot)?;
+        self.tables.links.insert(&endpoint.ifindex, &number)?;
+        for &address in &endpoint.addresses {
+            let entry = IpcacheEntry {
+                identity: slot.identity,
+                slot: number,
+                generation: slot.generation,
+                reserved: 0,
+            };
+            self.tables.ipcache.insert(&address.into(), &entry)?;
+        }
+        Ok(())
+    }
+
+    /// Removes what leads to the slot first, then the slot, then the programs.
+    fn erase(&self, writer: &mut Writer, host_link: &str, ifindex: u32, number: u32) -> Result<()> {
+        let slot = self.tables.slots.get(number)?;
+        self.remove_addresses(number, &slot)?;
+        self.tables.links.remove(&ifindex)?;
+        let empty = Slot { generation: empty_generation(slot.generation), ..Slot::default() };
+        self.tables.slots.set(number, &empty)?;
+        writer.free.give_back(number);
+        self.detach(host_link, ifindex)?;
+        Ok(())
+    }
+
+    fn remove_addresses(&self, number: u32, slot: &Slot) -> Result<()> {
+        for address in [Address::from_ipv4_raw(slot.ipv4), slot.ipv6] {
+            if self.tables.ipcache.get(&address)?.is_some_and(|entry| entry.slot == number) {
+                self.tables.ipcache.remove(&address)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Writer> {
+        self.writing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// An endpoint's addresses as its slot holds them.
+struct Addresses {
+    ipv4: Be32,
+    ipv6: Address,
+}
+
+impl Addresses {
+    fn of(endpoint: &EndpointConfig) -> Result<Self> {
+        let mut addresses = Self { ipv4: Be32::new(0), ipv6: Address::UNSPECIFIED };
+        for &address in &endpoint.addresses {
+            let second = match address {
+                IpAddr::V4(v4) => {
+                    let last = std::mem::replace(&mut addresses.ipv4, Be32::new(v4.into()));
+                    last.raw() != 0
+                }
+                IpAddr::V6(_) => {
+                    let last = std::mem::replace(&mut addresses.ipv6, address.into());
+                    !last.is_unspecified()
+                }
+            };
+            if second {
+                let host_link = endpoint.host_link.clone();
+                return Err(Error::SecondAddress { host_link, address });
+            }
+        }
+        Ok(addresses)
+    }
+}
+
+const fn flags(delivery: Delivery) -> u32 {
+    match delivery {
+        Delivery::Peer => 0,
+        Delivery::Egress => slot_flag::DELIVER_TO_EGRESS,
+    }
+}
+
+/// Waits until no program that began before this call is still running: what was removed from the
+/// maps before it is used by nobody after it. Takes 10 to 20 ms.
+///
+/// `membarrier(MEMBARRIER_CMD_GLOBAL)` waits for an RCU grace period, and programs run within one.
+///
+/// # Errors
+///
+/// If the kernel has no `membarrier`.
+pub fn grace_period() -> Result<()> {
+    podwire_bpf::grace_period().map_err(|source| Error::GracePeriod { source })
+}
