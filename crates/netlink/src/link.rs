@@ -134,6 +134,10 @@ impl Link {
                 _ => {}
             }
         }
+        // Older kernels leave the number out where it is the same on both sides.
+        if link.peer.is_none() && link.peer_netns.is_some() {
+            link.peer = Some(link.index);
+        }
         Ok(link)
     }
 

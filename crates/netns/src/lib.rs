@@ -1,1 +1,11 @@
-//! Network namespaces, veth pairs born in place, per-namespace sysctls
+#![doc = include_str!("../README.md")]
+
+mod error;
+mod netns;
+mod sys;
+pub mod sysctl;
+mod veth;
+
+pub use error::{Error, Taken};
+pub use netns::{Netns, NetnsInode};
+pub use veth::{UNFINISHED_GROUP, Veth, VethEnd, VethSpec, create_veth};
