@@ -1,0 +1,83 @@
+//! A pod becomes an endpoint.
+
+use podwire_api::{
+    Client, Endpoint, EndpointId, EndpointRequest, LeaseReply, LeaseRequest, Mac, PodRef,
+};
+use podwire_netns::Netns;
+
+use crate::{
+    error::Result,
+    wire::{Sockets, Wired, refuse_taken_name, unwire_over, wire_over},
+};
+
+/// What is to be attached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attachment {
+    /// Container and interface.
+    pub id: EndpointId,
+    /// The CNI network's name.
+    pub network: Option<String>,
+    /// The pod, where there is one.
+    pub pod: Option<PodRef>,
+    /// Addresses that it must have; otherwise the agent chooses.
+    pub addresses: Vec<std::net::IpAddr>,
+}
+
+impl Attachment {
+    /// An attachment of which nothing else is said.
+    #[must_use]
+    pub const fn new(id: EndpointId) -> Self {
+        Self { id, network: None, pod: None, addresses: Vec::new() }
+    }
+}
+
+/// An attached pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attached {
+    /// What the agent made of it.
+    pub endpoint: Endpoint,
+    /// Its addresses, and what the agent told of the node.
+    pub lease: LeaseReply,
+}
+
+/// Leases addresses, wires the pod, and has the agent make it an endpoint.
+///
+/// # Errors
+///
+/// If the agent cannot be reached or refuses, a name is taken, or the kernel refuses. Everything
+/// done until then is undone.
+pub fn attach(agent: &Client, netns: &Netns, attachment: &Attachment) -> Result<Attached> {
+    let id = &attachment.id;
+    let mut sockets = Sockets::open(id, netns)?;
+    refuse_taken_name(&mut sockets, id)?;
+    let lease = agent.lease(&LeaseRequest {
+        id: id.clone(),
+        pod: attachment.pod.clone(),
+        addresses: attachment.addresses.clone(),
+    })?;
+    let attached = wire_over(&mut sockets, id, netns, &lease)
+        .and_then(|wired| Ok(agent.create_endpoint(id, &request(attachment, &wired, &lease))?));
+    match attached {
+        Ok(endpoint) => Ok(Attached { endpoint, lease }),
+        Err(error) => {
+            // The first error tells what is wrong. What cannot be undone now, DEL finds: the link
+            // by its mark, and the lease expires by itself.
+            let _ = agent.delete_endpoint(id);
+            let _ = agent.release(id);
+            let _ = unwire_over(&mut sockets.host, id);
+            Err(error)
+        }
+    }
+}
+
+fn request(attachment: &Attachment, wired: &Wired, lease: &LeaseReply) -> EndpointRequest {
+    EndpointRequest {
+        host_link: wired.host_link.to_string(),
+        ifindex: wired.host_index.as_u32(),
+        mac: Mac(wired.container_mac.octets()),
+        host_mac: Mac(wired.host_mac.octets()),
+        addresses: lease.addresses.iter().map(ipnetwork::IpNetwork::ip).collect(),
+        network: attachment.network.clone(),
+        pod: attachment.pod.clone(),
+    }
+}

@@ -1,0 +1,176 @@
+//! Comparing a pod with what it should be.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+use podwire_api::{AgentConfig, Client, Endpoint, EndpointId};
+use podwire_netlink::{IfIndex, MacAddr, NeighbourState, Route, RouteFilter};
+use podwire_netns::Netns;
+
+use crate::{
+    error::{Error, Result},
+    wire::{Sockets, bears_mark, container_link, gateway, host_link, routes},
+};
+
+/// What the result of the ADD says.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Expected {
+    /// The addresses of the container's interface.
+    pub addresses: Vec<IpNetwork>,
+    /// Its MAC, if the result has it.
+    pub mac: Option<MacAddr>,
+}
+
+/// One thing that is not as it should be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Difference {
+    /// What was looked at.
+    pub what: String,
+    /// What it should be.
+    pub expected: String,
+    /// What it is.
+    pub found: String,
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: expected {}, found {}", self.what, self.expected, self.found)
+    }
+}
+
+/// Compares interfaces, addresses, routes, neighbour and the agent's record with what they should
+/// be; an empty list says that all is well.
+///
+/// # Errors
+///
+/// If the agent or the kernel does not answer.
+pub fn check(
+    agent: &Client,
+    netns: &Netns,
+    id: &EndpointId,
+    expected: &Expected,
+) -> Result<Vec<Difference>> {
+    let mut findings = Findings::default();
+    let config = agent.config()?;
+    let mut sockets = Sockets::open(id, netns)?;
+    let failed = |source| Error::Netlink { step: "check", id: id.clone(), source };
+
+    let host = sockets.host.find_link(host_link(id)).map_err(failed)?;
+    let peer = sockets.container.find_link(container_link(id)).map_err(failed)?;
+    let host_name = id.host_link();
+    if let Some(host) = &host {
+        findings.expect(
+            &host_name,
+            "a link with this endpoint's mark",
+            bears_mark(host, id),
+            || format!("alias {:?}", host.alias.as_deref().unwrap_or_default()),
+        );
+        findings.expect(&host_name, "up", host.is_up(), || "down".into());
+    } else {
+        findings.missing(&host_name, "the host link");
+    }
+    let Some(peer) = peer else {
+        findings.missing(id.ifname.as_str(), "the container's interface");
+        return Ok(findings.0);
+    };
+    findings.expect(id.ifname.as_str(), "up", peer.is_up(), || "down".into());
+    if let Some(host) = &host {
+        let pair = peer.peer == Some(host.index);
+        findings.expect(id.ifname.as_str(), &format!("the peer of {host_name}"), pair, || {
+            format!("the peer of interface {:?}", peer.peer.map(IfIndex::as_u32))
+        });
+    }
+    if let Some(mac) = expected.mac {
+        let found = peer.mac;
+        findings.expect(id.ifname.as_str(), &format!("MAC {mac}"), found == Some(mac), || {
+            found.map_or("none".into(), |mac| mac.to_string())
+        });
+    }
+    check_container(&mut findings, &mut sockets, id, peer.index, &config, expected)?;
+    match agent.endpoint(id) {
+        Ok(endpoint) => check_record(&mut findings, &endpoint, host.map(|h| h.index), expected),
+        Err(error) if error.is_not_found() => {
+            findings.missing(&id.to_string(), "the agent's record")
+        }
+        Err(error) => return Err(error.into()),
+    }
+    Ok(findings.0)
+}
+
+fn check_container(
+    findings: &mut Findings,
+    sockets: &mut Sockets,
+    id: &EndpointId,
+    index: IfIndex,
+    config: &AgentConfig,
+    expected: &Expected,
+) -> Result<()> {
+    let failed = |source| Error::Netlink { step: "check", id: id.clone(), source };
+    let ifname = id.ifname.as_str();
+    let addresses = sockets.container.addresses(index).map_err(failed)?;
+    let found_routes = sockets.container.routes(&RouteFilter::output(index)).map_err(failed)?;
+    let neighbours = sockets.container.neighbours(index).map_err(failed)?;
+    for &network in &expected.addresses {
+        let there = addresses.iter().any(|address| address.network == network);
+        findings.expect(ifname, &format!("address {network}"), there, || "no such address".into());
+        let gateway = gateway(id, &config.node, network.ip())?;
+        for wanted in routes(index, gateway, config.node.route_mtu) {
+            let there = found_routes.iter().any(|route| same_way(route, &wanted));
+            let via =
+                if wanted.gateway.is_some() { format!(" via {gateway}") } else { String::new() };
+            let text = format!("route {}{via}", wanted.destination);
+            findings.expect(ifname, &text, there, || "no such route".into());
+        }
+        let neighbour = neighbours.iter().find(|neighbour| neighbour.address == gateway);
+        let there = neighbour.is_some_and(|n| n.state == NeighbourState::PERMANENT);
+        findings.expect(ifname, &format!("permanent neighbour {gateway}"), there, || {
+            neighbour.map_or("no such neighbour".into(), |n| format!("state {:?}", n.state))
+        });
+    }
+    Ok(())
+}
+
+fn check_record(
+    findings: &mut Findings,
+    endpoint: &Endpoint,
+    host: Option<IfIndex>,
+    expected: &Expected,
+) {
+    let what = format!("the agent's record of {}", endpoint.id);
+    if let Some(index) = host {
+        let same = endpoint.ifindex == index.as_u32();
+        findings.expect(&what, &format!("interface {index}"), same, || {
+            format!("interface {}", endpoint.ifindex)
+        });
+    }
+    let mut wanted: Vec<IpAddr> = expected.addresses.iter().map(IpNetwork::ip).collect();
+    let mut found = endpoint.addresses.clone();
+    wanted.sort();
+    found.sort();
+    findings.expect(&what, &format!("addresses {wanted:?}"), wanted == found, || {
+        format!("addresses {found:?}")
+    });
+}
+
+fn same_way(found: &Route, wanted: &Route) -> bool {
+    found.destination == wanted.destination
+        && found.gateway == wanted.gateway
+        && found.output == wanted.output
+}
+
+#[derive(Default)]
+struct Findings(Vec<Difference>);
+
+impl Findings {
+    fn expect(&mut self, what: &str, expected: &str, holds: bool, found: impl FnOnce() -> String) {
+        if !holds {
+            let (what, expected) = (what.to_owned(), expected.to_owned());
+            self.0.push(Difference { what, expected, found: found() });
+        }
+    }
+
+    fn missing(&mut self, what: &str, expected: &str) {
+        self.expect(what, expected, false, || "nothing".into());
+    }
+}

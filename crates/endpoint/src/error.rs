@@ -1,0 +1,86 @@
+use std::{io, path::PathBuf};
+
+use podwire_api::EndpointId;
+
+/// Why a pod could not be attached, removed or checked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The agent could not be reached, or refused.
+    #[error(transparent)]
+    Agent(#[from] podwire_api::Error),
+    /// The container's network namespace could not be opened or entered.
+    #[error(transparent)]
+    Netns(#[from] podwire_netns::Error),
+    /// The kernel refused a request.
+    #[error("{step} of {id}: {source}")]
+    Netlink {
+        /// What was being done.
+        step: &'static str,
+        /// The endpoint.
+        id: EndpointId,
+        /// The kernel's words.
+        source: podwire_netlink::Error,
+    },
+    /// The container has an interface of this name already.
+    #[error("{id}: the container already has an interface of this name")]
+    NameTaken {
+        /// The endpoint.
+        id: EndpointId,
+    },
+    /// The host has an interface of the endpoint's name that is not ours.
+    #[error("{id}: the host already has an interface {host_link} that is not podwire's")]
+    HostLinkTaken {
+        /// The endpoint.
+        id: EndpointId,
+        /// The name.
+        host_link: String,
+    },
+    /// The agent leased an address of a family without a gateway for it.
+    #[error("{id}: the agent leased {address}, but names no gateway of that family")]
+    NoGateway {
+        /// The endpoint.
+        id: EndpointId,
+        /// The address.
+        address: std::net::IpAddr,
+    },
+    /// The note for the next agent could not be written.
+    #[error("leave a note for the agent at {path}: {source}")]
+    Note {
+        /// The note.
+        path: PathBuf,
+        /// The system's words.
+        source: io::Error,
+    },
+    /// Several removals failed; each is named.
+    #[error("{} endpoints could not be removed: {}", .0.len(), list(.0))]
+    Several(Vec<(EndpointId, Error)>),
+}
+
+impl Error {
+    /// Whether the same request may well succeed later without anybody changing it.
+    #[must_use]
+    pub fn is_try_again(&self) -> bool {
+        matches!(self, Self::Agent(error) if error.is_try_again())
+    }
+
+    /// What to do about it, where anybody knows.
+    #[must_use]
+    pub fn hint(&self) -> Option<&str> {
+        match self {
+            Self::Agent(error) => error.hint(),
+            Self::NameTaken { .. } => {
+                Some("choose another CNI_IFNAME, or DEL the attachment that has it")
+            }
+            Self::HostLinkTaken { .. } => Some("rename or remove that interface"),
+            _ => None,
+        }
+    }
+}
+
+fn list(errors: &[(EndpointId, Error)]) -> String {
+    let each: Vec<_> = errors.iter().map(|(id, error)| format!("{id}: {error}")).collect();
+    each.join("; ")
+}
+
+pub(crate) type Result<T> = std::result::Result<T, Error>;

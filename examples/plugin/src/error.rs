@@ -1,0 +1,48 @@
+//! Errors of the crates below as the specification's error results.
+
+use podwire_api::ErrorCode;
+use podwire_cni::{Code, Error};
+
+/// Codes of this plugin's own; the specification leaves 100 and above to plugins.
+const AGENT_REFUSED: u32 = 100;
+const EXHAUSTED: u32 = 101;
+const NAME_TAKEN: u32 = 102;
+/// A CHECK found differences.
+pub(crate) const DIFFERENT: u32 = 103;
+
+/// What a failed verb answers.
+pub(crate) fn of_endpoint(verb: &str, error: &podwire_endpoint::Error) -> Error {
+    use podwire_endpoint::Error as Endpoint;
+    let code = match error {
+        _ if error.is_try_again() => Code::TRY_AGAIN_LATER,
+        Endpoint::Agent(agent) => match agent.code() {
+            Some(ErrorCode::Exhausted) => Code::plugin(EXHAUSTED),
+            Some(ErrorCode::Invalid) => Code::INVALID_NETWORK_CONFIG,
+            _ => Code::plugin(AGENT_REFUSED),
+        },
+        Endpoint::Netns(error) if error.taken().is_none() => return of_netns(error),
+        Endpoint::NameTaken { .. } | Endpoint::HostLinkTaken { .. } | Endpoint::Netns(_) => {
+            Code::plugin(NAME_TAKEN)
+        }
+        Endpoint::Note { .. } => Code::IO_FAILURE,
+        _ => Code::INTERNAL,
+    };
+    Error::new(code, format!("{verb} failed: {error}")).with_details(with_hint(error, error.hint()))
+}
+
+/// What a network namespace that cannot be used answers.
+pub(crate) fn of_netns(error: &podwire_netns::Error) -> Error {
+    let msg =
+        if error.is_not_found() { "CNI_NETNS does not exist" } else { "CNI_NETNS cannot be used" };
+    Error::new(Code::INVALID_NETNS, msg).with_source(error)
+}
+
+/// The error with its sources, and what to do about it.
+pub(crate) fn with_hint(error: &dyn std::error::Error, hint: Option<&str>) -> String {
+    let mut text = Error::internal(error).details().to_owned();
+    if let Some(hint) = hint {
+        text.push_str("; ");
+        text.push_str(hint);
+    }
+    text
+}
