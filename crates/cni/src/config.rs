@@ -257,7 +257,7 @@ pub(crate) fn stated_version(object: &Object) -> Option<&str> {
     object.get("cniVersion")?.as_str().filter(|text| !text.is_empty())
 }
 
-fn version_of(object: &Object) -> Result<SpecVersion, Error> {
+pub(crate) fn version_of(object: &Object) -> Result<SpecVersion, Error> {
     if let Some(other) = object.get("cniVersion")
         && !(other.is_null() || other.is_string())
     {
@@ -266,7 +266,7 @@ fn version_of(object: &Object) -> Result<SpecVersion, Error> {
     }
     let Some(text) = stated_version(object) else { return Ok(SpecVersion::UNSTATED) };
     text.parse().map_err(|error| {
-        let msg = format!("cniVersion {text:?}: {error}");
+        let msg = format!("cniVersion {text:?} is not supported: {error}");
         Error::new(Code::INCOMPATIBLE_CNI_VERSION, msg)
     })
 }

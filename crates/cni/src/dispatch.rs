@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::config::{decode, stated_version};
+use crate::config::{decode, stated_version, version_of};
 use crate::environment::Problems;
 use crate::types::Object;
 use crate::{
@@ -125,8 +125,9 @@ fn call(
         *version = Some(stated.to_owned());
     }
     let parameters = parameters?;
-    let config = NetworkConfig::from_object(object?)?;
-    require_version(plugin, config.version(), parameters.command())?;
+    let object = object?;
+    require_version(plugin, &object, parameters.command())?;
+    let config = NetworkConfig::from_object(object)?;
 
     let path = environment.path();
     match parameters {
@@ -262,27 +263,24 @@ fn read(stdin: impl Read) -> Result<Object, Error> {
     decode(&bytes)
 }
 
-fn require_version(
-    plugin: &impl Plugin,
-    version: SpecVersion,
-    command: Command,
-) -> Result<(), Error> {
+/// The version comes first: of a configuration in another one nothing else can be judged.
+fn require_version(plugin: &impl Plugin, object: &Object, command: Command) -> Result<(), Error> {
     let supported = plugin.supported_versions();
-    if !supported.contains(&version) {
+    let version = version_of(object).and_then(|version| {
+        let msg = || format!("cniVersion {version} is not supported");
+        let known = supported.contains(&version).then_some(version);
+        known.ok_or_else(|| Error::new(Code::INCOMPATIBLE_CNI_VERSION, msg()))
+    });
+    let version = version.map_err(|error| {
         let list: Vec<&str> = supported.iter().map(|version| version.as_str()).collect();
-        return Err(Error::new(
-            Code::INCOMPATIBLE_CNI_VERSION,
-            format!("cniVersion {version} is not supported"),
-        )
-        .with_details(format!("supported are {}", list.join(", "))));
+        error.with_details(format!("supported are {}", list.join(", ")))
+    })?;
+    if version.has(command) {
+        return Ok(());
     }
-    if !version.has(command) {
-        return Err(Error::new(
-            Code::INCOMPATIBLE_CNI_VERSION,
-            format!("cniVersion {version} has no {command}, which came with {}", command.since()),
-        ));
-    }
-    Ok(())
+    let since = command.since();
+    let msg = format!("cniVersion {version} has no {command}, which came with {since}");
+    Err(Error::new(Code::INCOMPATIBLE_CNI_VERSION, msg))
 }
 
 /// Calls the plugin's code; a panic in it becomes an error like any other.

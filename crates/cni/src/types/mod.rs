@@ -75,6 +75,11 @@ impl Success {
     ///
     /// Code 6 if it cannot be read, code 1 if its version is not known.
     pub fn from_value(value: Value, version: SpecVersion) -> Result<Self, Error> {
+        // serde reads a struct from an array, too.
+        if !value.is_object() {
+            let msg = format!("a result is {}, not an object", kind(&value));
+            return Err(Error::new(Code::DECODING_FAILURE, msg));
+        }
         let stated = match value.get("cniVersion") {
             None | Some(Value::Null) => version,
             Some(Value::String(text)) if text.is_empty() => version,
