@@ -4,7 +4,8 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
-use crate::attach::Direction;
+use podwire_netlink::Direction;
+
 use crate::layout::{Differences, Mismatch};
 use crate::verifier::VerifierLog;
 
@@ -197,7 +198,7 @@ pub enum Error {
     },
 
     /// An operation on an existing link failed.
-    #[error("{operation} {link}: {source}")]
+    #[error("{operation} link {link}: {source}")]
     Link {
         /// What was tried.
         operation: LinkOperation,
@@ -205,6 +206,17 @@ pub enum Error {
         link: String,
         /// The kernel's reason.
         source: io::Error,
+    },
+
+    /// An operation on an existing filter failed.
+    #[error("{} filter {filter}: {source}", operation.verb())]
+    Filter {
+        /// What was tried.
+        operation: LinkOperation,
+        /// The filter: priority, handle, place.
+        filter: String,
+        /// The reason, with the kernel's own words.
+        source: Box<podwire_netlink::Error>,
     },
 
     /// A program of another kind than the operation needs.
@@ -308,9 +320,11 @@ impl Error {
             | Self::Info { source, .. }
             | Self::Limit { source, .. }
             | Self::Wait { source, .. } => source.raw_os_error(),
-            Self::Attach { source, .. } => {
-                source.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error)
-            }
+            Self::Filter { source, .. } => source.raw_os_error(),
+            Self::Attach { source, .. } => source
+                .downcast_ref::<podwire_netlink::Error>()
+                .and_then(podwire_netlink::Error::raw_os_error)
+                .or_else(|| source.downcast_ref::<io::Error>()?.raw_os_error()),
             _ => None,
         }
     }
@@ -405,13 +419,19 @@ pub enum LinkOperation {
     Info,
 }
 
+impl LinkOperation {
+    fn verb(self) -> &'static str {
+        match self {
+            Self::Update => "updating",
+            Self::Detach => "detaching",
+            Self::Info => "asking for the properties of",
+        }
+    }
+}
+
 impl fmt::Display for LinkOperation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Update => "updating link",
-            Self::Detach => "detaching link",
-            Self::Info => "asking for the properties of link",
-        })
+        f.write_str(self.verb())
     }
 }
 

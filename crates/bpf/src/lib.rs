@@ -4,7 +4,7 @@
 mod attach;
 mod cpu;
 mod error;
-mod ifindex;
+mod grace;
 mod layout;
 mod limits;
 mod loader;
@@ -17,9 +17,12 @@ mod sys;
 mod test_run;
 mod verifier;
 
-pub use attach::{Direction, TcxLink, TcxLinkInfo, probe_tcx, reap_links, tcx_programs};
+pub use attach::{
+    AttachMode, AttachPoint, Attachment, AttachmentInfo, ClsactFilter, Ensured, FilterSlot,
+    TcxLink, TcxLinkInfo, probe_tcx, reap_links, tcx_programs,
+};
 pub use error::{Error, LinkOperation, MapOperation, PinOperation, Result};
-pub use ifindex::IfIndex;
+pub use grace::grace_period;
 pub use layout::{Difference, MapLayout, MapType, Mismatch, Property};
 pub use limits::{raise_memlock, raise_open_files};
 pub use loader::Loader;
@@ -29,6 +32,7 @@ pub use map::{
     Record, Removal, RingBuffer, TypedMap,
 };
 pub use object::Object;
+pub use podwire_netlink::{Direction, IfIndex};
 pub use program::{Program, ProgramInfo, ProgramTag};
 pub use spec::{MapSpec, ObjectSpec, ProgramSpec, ProgramType, ReadOnly};
 pub use test_run::{SkbContext, TestRun, TestRunOutput};

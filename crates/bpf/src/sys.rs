@@ -706,7 +706,7 @@ impl ObjectKind {
         match self {
             Self::Map => "bpf-map",
             Self::Program => "bpf-prog",
-            Self::Link => "bpf_link",
+            Self::Link => "bpf-link",
         }
     }
 }
@@ -716,13 +716,14 @@ impl ObjectKind {
 fn expect_kind(fd: BorrowedFd<'_>, kind: ObjectKind) -> io::Result<()> {
     let target = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))?;
     let target = target.to_string_lossy();
-    let found = target.strip_prefix("anon_inode:").unwrap_or(&target);
+    // A link is `bpf_link` where it was made and `bpf-link` where it was opened.
+    let found = target.strip_prefix("anon_inode:").unwrap_or(&target).replace('_', "-");
     if found.trim_start_matches('[').trim_end_matches(']') == kind.label() {
         Ok(())
     } else {
         Err(io::Error::new(
             io::ErrorKind::InvalidInput,
-            format!("a {} where a {} is needed", found, kind.label()),
+            format!("a {found} where a {} is needed", kind.label()),
         ))
     }
 }

@@ -250,8 +250,8 @@ fn a_pin_of_another_layout_is_refused_with_all_differences() {
             let map = HashMap::<u32, u32>::create(name, max_entries).unwrap();
             map.as_map().pin(format!("{folder}/{name}")).unwrap();
         }
-        let load = || Loader::new(FIXTURE).programs(["touch"]).pin_maps(&folder).load();
-        let error = load().unwrap_err();
+        let loader = Loader::new(FIXTURE).programs(["touch"]).pin_maps(&folder);
+        let error = loader.load().unwrap_err();
         let Error::IncompatibleMaps { mismatches } = &error else { panic!("{error}") };
         assert!(error.is_incompatible());
         assert_eq!(mismatches.len(), 2);
@@ -275,7 +275,7 @@ fn a_pin_of_another_layout_is_refused_with_all_differences() {
         assert_eq!(names(&folder), ["FLOWS", "SLOTS"], "nothing has been changed");
         std::fs::remove_file(format!("{folder}/FLOWS")).unwrap();
         std::fs::remove_file(format!("{folder}/SLOTS")).unwrap();
-        load().unwrap();
+        loader.load().unwrap();
         let error = Loader::new(FIXTURE)
             .programs(["touch"])
             .pin_maps(&folder)

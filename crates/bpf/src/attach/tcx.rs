@@ -4,9 +4,8 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use crate::IfIndex;
+use podwire_netlink::{Direction, IfIndex};
 
-use super::Direction;
 use crate::error::{Error, LinkOperation, PinOperation, Result};
 use crate::map::Removal;
 use crate::pin;
@@ -33,7 +32,7 @@ pub fn probe_tcx() -> Result<bool> {
 /// namespace, ours or not, in the order in which they run. Minimum kernel: 6.6.
 #[doc(alias = "BPF_PROG_QUERY")]
 pub fn tcx_programs(ifindex: IfIndex, direction: Direction) -> Result<Vec<u32>> {
-    sys::tcx_query(ifindex.as_u32(), direction.tcx()).map_err(|source| Error::Info {
+    sys::tcx_query(ifindex.as_u32(), hook(direction)).map_err(|source| Error::Info {
         object: format!("the {direction} of interface {ifindex}"),
         source,
     })
@@ -72,7 +71,7 @@ impl TcxLink {
     /// network namespace of the calling thread.
     pub fn attach(program: &Program, ifindex: IfIndex, direction: Direction) -> Result<Self> {
         program.expect_classifier()?;
-        let fd = sys::tcx_link_create(program.as_fd(), ifindex.as_u32(), direction.tcx()).map_err(
+        let fd = sys::tcx_link_create(program.as_fd(), ifindex.as_u32(), hook(direction)).map_err(
             |source| match source.raw_os_error() {
                 Some(libc::EINVAL) if matches!(probe_tcx(), Ok(false)) => {
                     Error::Unsupported { feature: "TCX links", since: "6.6" }
@@ -127,7 +126,7 @@ impl TcxLink {
     #[doc(alias = "BPF_OBJ_GET_INFO_BY_FD")]
     pub fn info(&self) -> Result<TcxLinkInfo> {
         let raw = sys::link_info(self.fd.as_fd()).map_err(self.error(LinkOperation::Info))?;
-        let direction = Direction::from_tcx(raw.attach_type);
+        let direction = direction_of(raw.attach_type);
         let (sys::LINK_TYPE_TCX, Some(direction)) = (raw.link_type, direction) else {
             let found = io::Error::other(format!("is of type {}, not TCX", raw.link_type));
             return Err(self.error(LinkOperation::Info)(found));
@@ -176,4 +175,20 @@ pub fn reap_links(folder: impl AsRef<Path>) -> Result<Vec<PathBuf>> {
         }
     }
     Ok(reaped)
+}
+
+/// The kernel's number of a hook.
+fn hook(direction: Direction) -> u32 {
+    match direction {
+        Direction::Ingress => sys::BPF_TCX_INGRESS,
+        Direction::Egress => sys::BPF_TCX_EGRESS,
+    }
+}
+
+fn direction_of(hook: u32) -> Option<Direction> {
+    match hook {
+        sys::BPF_TCX_INGRESS => Some(Direction::Ingress),
+        sys::BPF_TCX_EGRESS => Some(Direction::Egress),
+        _ => None,
+    }
 }
