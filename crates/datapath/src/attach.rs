@@ -119,7 +119,7 @@ impl Datapath {
         program: &str,
         direction: Direction,
     ) -> Result<()> {
-        let program = self.object().program(program)?;
+        let program = self.program(program)?;
         let ifindex = IfIndex::new(ifindex).ok_or(Error::NoEndpoint { ifindex })?;
         let folder = self.links_folder().join(link);
         fs::create_dir_all(&folder).map_err(|source| Error::Folder {

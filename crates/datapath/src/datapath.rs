@@ -9,7 +9,7 @@ use std::{
 use podwire_abi::{
     Address, Be32, EthernetPair, IpcacheEntry, Mac, NodeConfig, Slot, identity, map, slot_flag,
 };
-use podwire_bpf::{Loader, Object, Removal};
+use podwire_bpf::{Loader, Object, Program, Removal};
 
 use crate::{
     OBJECT,
@@ -150,8 +150,14 @@ impl Datapath {
         &self.bpffs
     }
 
-    pub(crate) const fn object(&self) -> &Object {
-        &self.object
+    /// One of the loaded programs, named in [`abi::program`](podwire_abi::program): for test-runs and
+    /// benchmarks.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such program.
+    pub fn program(&self, name: &str) -> Result<&Program> {
+        Ok(self.object.program(name)?)
     }
 
     /// Tells the programs of the node, and attaches `from_host` to `podwire_net`. Until this has

@@ -170,6 +170,10 @@ pub fn parse_ipv6(ctx: &TcContext) -> Result<Packet, Drop> {
     }
     let source = ipv6_address::<8, 12, 16, 20>(header);
     let destination = ipv6_address::<24, 28, 32, 36>(header);
+    // Keys hold IPv4 addresses in this form, and no packet may carry it (RFC 4291, 2.5.5.2).
+    if source.is_ipv4() || destination.is_ipv4() {
+        return Err(Drop(Reason::Malformed));
+    }
     let hops = read_u8::<7>(header);
     let mut next = read_u8::<6>(header);
     let mut transport = ETH_LEN + IPV6_LEN;
