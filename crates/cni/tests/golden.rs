@@ -262,3 +262,16 @@ fn unreadable_results() {
         assert_eq!(error.code().get(), code, "{text}: {error}");
     }
 }
+
+/// Before 0.3.0 there is room for one address of each family: the container's own.
+#[test]
+fn the_one_address_is_the_containers() {
+    let mut success = dbnet();
+    let mut on_the_host = Ip::new("10.9.0.1/32".parse().unwrap());
+    on_the_host.interface = Some(0);
+    success.ips.insert(0, on_the_host);
+    assert_eq!(success.to_value(SpecVersion::V0_2_0), dbnet_text(SpecVersion::V0_2_0));
+    // Without interfaces nothing tells them apart, and the first is as good as any.
+    success.interfaces.clear();
+    assert_eq!(success.to_value(SpecVersion::V0_2_0)["ip4"]["ip"], "10.9.0.1/32");
+}
