@@ -184,8 +184,8 @@ impl Manifest {
 fn build(root: &Path, unit: &Unit) -> Result<Vec<u8>> {
     let folder = root.join(unit.folder);
     let home = env::var_os("HOME").unwrap_or_else(|| "/root".into());
-    let cargo_home = env::var_os("CARGO_HOME")
-        .map_or_else(|| Path::new(&home).join(".cargo"), PathBuf::from);
+    let cargo_home =
+        env::var_os("CARGO_HOME").map_or_else(|| Path::new(&home).join(".cargo"), PathBuf::from);
     let target = root.join("target/ebpf");
     let sysroot = output(Command::new(compiler("rustc")).args(["--print", "sysroot"]))?;
     let library = Path::new(&sysroot).join("lib/rustlib/src/rust");
@@ -289,9 +289,8 @@ fn path() -> std::ffi::OsString {
 /// Runs a program; gives what it prints, without the final newline.
 fn output(command: &mut Command) -> Result<String> {
     let program = command.get_program().to_string_lossy().into_owned();
-    let output = command
-        .output()
-        .map_err(|source| Error::Start { program: program.clone(), source })?;
+    let output =
+        command.output().map_err(|source| Error::Start { program: program.clone(), source })?;
     if !output.status.success() {
         let output = String::from_utf8_lossy(&output.stderr).into_owned();
         return Err(Error::Failed { program, output });

@@ -1,0 +1,346 @@
+//! `cargo xtask test`: everything, in stages.
+
+use std::{
+    collections::BTreeSet,
+    ffi::OsString,
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::{Command, ExitCode, Stdio},
+    time::{Duration, Instant},
+};
+
+use clap::{Args, builder::PossibleValuesParser};
+use podwire_lab::{ALLOW_MISSING_VARIABLE, BIN_DIR_VARIABLE, SKIPS_VARIABLE};
+
+use crate::{
+    Result, cargo,
+    cargo::{ALL, Metadata, PROFILE, PROGRAMS, TestBinary},
+    ebpf,
+    libtest::{self, Outcome},
+    needs::{self, Need},
+    own_program,
+    privilege::{NOBODY, Privilege, Run},
+    report::{self, Stage},
+};
+
+/// A test program that runs longer hangs.
+const LIMIT: Duration = Duration::from_secs(600);
+
+/// Largest release binaries, in bytes.
+const SIZES: [(&str, u64); 3] =
+    [("podwired", 8_000_000), ("podwire", 8_000_000), ("podwire-cni", 2_000_000)];
+
+/// Crates of the kernel's side: workspaces of their own.
+const EBPF_CRATES: [&str; 2] = ["crates/ebpf", "crates/bpf/tests/kernel"];
+
+#[derive(Debug, Args)]
+pub struct Options {
+    /// Install what is missing (Debian 12)
+    #[arg(long)]
+    install: bool,
+    /// Do without this; what needs it is skipped
+    #[arg(long, value_name = "WHAT", value_delimiter = ',', value_parser = PossibleValuesParser::new(needs::names()))]
+    allow_missing: Vec<String>,
+    /// Run only tests whose name contains this, and no other check
+    #[arg(long, value_name = "TEXT")]
+    filter: Option<String>,
+    /// Run only the tests of these packages, and no other check
+    #[arg(long, value_name = "NAME")]
+    package: Vec<String>,
+}
+
+/// Runs all stages; fails if one of them does.
+pub fn run(options: &Options) -> Result<ExitCode> {
+    let privilege = Privilege::find();
+    let missing = find_missing(options, privilege)?;
+    if missing.iter().any(|need| !options.allow_missing.iter().any(|name| name == need.name)) {
+        return Ok(ExitCode::FAILURE);
+    }
+    let missing: BTreeSet<&str> = missing.iter().map(|need| need.name).collect();
+    let all = options.filter.is_none() && options.package.is_empty();
+    let mut stages = Vec::new();
+    if all {
+        stages.push(formatting(&missing));
+    }
+    match build(&options.package) {
+        Ok((stage, metadata, tests, programs)) => {
+            stages.push(stage);
+            let runner = Runner::new(options, privilege, &missing, &metadata, programs)?;
+            if missing.contains("root") || missing.contains("lab") {
+                stages.push(runner.without_root(&tests)?);
+            } else {
+                stages.push(runner.as_nobody(&tests)?);
+                stages.push(runner.as_root(&tests)?);
+            }
+            if all {
+                stages.push(sizes(&runner.programs));
+                stages.push(doc_tests()?);
+                stages.push(lints(&missing));
+                stages.push(documentation());
+                stages.push(objects(&missing));
+                stages.push(packages(&metadata));
+            }
+        }
+        Err((stage, error)) => {
+            report::failure(error.as_ref());
+            stages.push(stage);
+        }
+    }
+    Ok(if report::table(&stages) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn find_missing(options: &Options, privilege: Privilege) -> Result<BTreeSet<Need>> {
+    report::heading("what the tests need");
+    let mut missing = needs::missing(privilege)?;
+    if options.install && !missing.is_empty() {
+        needs::install(&missing, privilege)?;
+        missing = needs::missing(privilege)?;
+    }
+    if missing.is_empty() {
+        report::good("everything is here");
+    } else {
+        needs::print(&missing, &options.allow_missing);
+    }
+    Ok(missing)
+}
+
+fn formatting(missing: &BTreeSet<&str>) -> Stage {
+    let mut stage = Stage::begin("formatting");
+    if missing.contains("rustfmt") {
+        stage.skipped += 1;
+        return stage.end();
+    }
+    check(&mut stage, "the workspace", cargo::run(["fmt", "--all", "--check"]));
+    for folder in EBPF_CRATES {
+        let manifest = cargo::workspace_root().join(folder).join("Cargo.toml");
+        let mut command = cargo::cargo();
+        command.args(["fmt", "--check", "--manifest-path"]).arg(manifest);
+        check(&mut stage, folder, cargo::finish(command));
+    }
+    stage.end()
+}
+
+type Built = (Stage, Metadata, Vec<TestBinary>, PathBuf);
+
+fn build(packages: &[String]) -> std::result::Result<Built, (Stage, Box<dyn std::error::Error>)> {
+    let mut stage = Stage::begin("build");
+    let built = Metadata::read().and_then(|metadata| {
+        let tests = cargo::build_tests(&metadata, packages)?;
+        report::note(&format!("{} test programs", tests.len()));
+        Ok((metadata, tests, cargo::build_programs()?))
+    });
+    match built {
+        Ok((metadata, tests, programs)) => Ok((stage.end(), metadata, tests, programs)),
+        Err(error) => {
+            stage.failed += 1;
+            Err((stage.end(), error))
+        }
+    }
+}
+
+/// Runs test programs, each in its package's folder.
+struct Runner<'a> {
+    options: &'a Options,
+    privilege: Privilege,
+    reachable: Vec<PathBuf>,
+    variables: Vec<(&'static str, OsString)>,
+    skips: PathBuf,
+    programs: PathBuf,
+    _folder: tempfile::TempDir,
+}
+
+impl<'a> Runner<'a> {
+    fn new(
+        options: &'a Options,
+        privilege: Privilege,
+        missing: &BTreeSet<&str>,
+        metadata: &Metadata,
+        programs: PathBuf,
+    ) -> Result<Self> {
+        // Every user must be able to note a skipped test.
+        let folder = tempfile::tempdir()?;
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755))?;
+        let skips = folder.path().join("skips");
+        fs::write(&skips, "")?;
+        fs::set_permissions(&skips, fs::Permissions::from_mode(0o666))?;
+        let allowed: Vec<_> = missing.iter().copied().collect();
+        let variables = vec![
+            (BIN_DIR_VARIABLE, programs.clone().into()),
+            (ALLOW_MISSING_VARIABLE, allowed.join(",").into()),
+            (SKIPS_VARIABLE, skips.clone().into()),
+            ("RUST_BACKTRACE", "1".into()),
+        ];
+        let reachable = vec![metadata.target_directory.clone(), cargo::workspace_root()];
+        Ok(Self { options, privilege, reachable, variables, skips, programs, _folder: folder })
+    }
+
+    fn as_nobody(&self, tests: &[TestBinary]) -> Result<Stage> {
+        let mut stage = Stage::begin("tests as uid 65534, no capabilities");
+        stage.counted_elsewhere = true;
+        for test in tests {
+            let command = self.command(NOBODY, test)?;
+            self.run(&mut stage, test, command)?;
+        }
+        Ok(stage.end())
+    }
+
+    fn as_root(&self, tests: &[TestBinary]) -> Result<Stage> {
+        let mut stage = Stage::begin("tests as root, all");
+        let before = self.inventory()?;
+        for test in tests {
+            let mut command = self.command(0, test)?;
+            command.arg("--include-ignored");
+            self.run(&mut stage, test, command)?;
+        }
+        let left: Vec<_> = self.inventory()?.difference(&before).cloned().collect();
+        let outcome = if left.is_empty() { Ok(()) } else { Err(left.join("; ")) };
+        stage.check(outcome, "nothing is left on the machine");
+        Ok(stage.end())
+    }
+
+    /// Where nobody can become root: as the caller, and root's tests are skipped.
+    fn without_root(&self, tests: &[TestBinary]) -> Result<Stage> {
+        let mut stage = Stage::begin("tests as the caller");
+        for test in tests {
+            let mut command = Command::new(&test.path);
+            command.current_dir(&test.folder).envs(self.variables.iter().cloned());
+            command.env("CARGO_MANIFEST_DIR", &test.folder);
+            command.args(self.options.filter.iter());
+            self.run(&mut stage, test, command)?;
+        }
+        stage.skipped += stage.ignored;
+        Ok(stage.end())
+    }
+
+    fn command(&self, user: u32, test: &TestBinary) -> Result<Command> {
+        let mut variables = self.variables.clone();
+        variables.push(("CARGO_MANIFEST_DIR", test.folder.clone().into()));
+        let run = Run {
+            folder: &test.folder,
+            reachable: &self.reachable,
+            variables: &variables,
+            limit: LIMIT,
+        };
+        let mut command = self.privilege.command_as(user, &test.path, &run)?;
+        command.args(self.options.filter.iter());
+        Ok(command)
+    }
+
+    fn run(&self, stage: &mut Stage, test: &TestBinary, command: Command) -> Result<()> {
+        let start = Instant::now();
+        let Outcome { passed, failed, ignored, without_reason, output } = libtest::run(command)?;
+        let skips = fs::read_to_string(&self.skips)?;
+        fs::write(&self.skips, "")?;
+        let skipped = skips.lines().count() as u64;
+        stage.passed += passed.saturating_sub(skipped);
+        stage.failed += failed + without_reason.len() as u64;
+        stage.skipped += skipped;
+        stage.ignored += ignored;
+
+        let mut counts = format!("{:<40} {passed:>4} passed", test.name);
+        for (number, what) in [(failed, "failed"), (ignored, "ignored"), (skipped, "skipped")] {
+            if number > 0 {
+                counts.push_str(&format!(", {number} {what}"));
+            }
+        }
+        let line = format!("{counts}  ({})", report::seconds(start.elapsed()));
+        if failed > 0 {
+            report::bad(&line);
+            print!("{output}");
+        } else if passed + ignored > 0 {
+            report::good(&line);
+        }
+        for name in without_reason {
+            report::bad(&format!("{}: {name} is ignored without a reason", test.name));
+        }
+        skips.lines().for_each(|skip| report::note(&format!("skipped {skip}")));
+        Ok(())
+    }
+
+    /// What stands on the machine itself.
+    fn inventory(&self) -> Result<BTreeSet<String>> {
+        let output = self.privilege.command(&own_program()?).arg("inventory").output()?;
+        Ok(String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect())
+    }
+}
+
+fn sizes(programs: &Path) -> Stage {
+    let mut stage = Stage::begin("sizes of the release binaries");
+    debug_assert_eq!(SIZES.map(|(name, _)| name), PROGRAMS.map(|(name, _)| name));
+    for (name, most) in SIZES {
+        let what = format!("{name} is at most {most} bytes");
+        match fs::metadata(programs.join(name)).map(|file| file.len()) {
+            Ok(size) if size <= most => stage.check(Ok(()), &format!("{what}: {size}")),
+            Ok(size) => stage.check(Err(format!("it has {size}")), &what),
+            Err(error) => stage.check(Err(error.to_string()), &what),
+        }
+    }
+    stage.end()
+}
+
+fn doc_tests() -> Result<Stage> {
+    let mut stage = Stage::begin("doc tests");
+    let mut command = cargo::cargo();
+    command
+        .args(["test", "--doc", "--workspace", "--all-features", "--no-fail-fast"])
+        .args(PROFILE);
+    let Outcome { passed, failed, ignored, output, .. } = libtest::run(command)?;
+    (stage.passed, stage.failed, stage.ignored) = (passed, failed, ignored);
+    if failed > 0 {
+        report::bad("doc tests");
+        print!("{output}");
+    } else {
+        report::good(&format!("{passed} examples"));
+    }
+    Ok(stage.end())
+}
+
+fn lints(missing: &BTreeSet<&str>) -> Stage {
+    let mut stage = Stage::begin("lints");
+    if missing.contains("clippy") {
+        stage.skipped += 1;
+        return stage.end();
+    }
+    let arguments = [&["clippy", "--workspace"], &ALL[..], &PROFILE, &["--", "-D", "warnings"]];
+    check(&mut stage, "no warning of rustc and clippy", cargo::run(arguments.concat()));
+    stage.end()
+}
+
+fn documentation() -> Stage {
+    let mut stage = Stage::begin("documentation");
+    let mut command = cargo::cargo();
+    command.env("RUSTDOCFLAGS", "-D warnings");
+    command.args(["doc", "--workspace", "--no-deps", "--all-features"]).args(PROFILE);
+    check(&mut stage, "no warning of rustdoc", cargo::finish(command));
+    stage.end()
+}
+
+fn objects(missing: &BTreeSet<&str>) -> Stage {
+    let mut stage = Stage::begin("eBPF objects");
+    if needs::EBPF.iter().any(|name| missing.contains(name)) {
+        stage.skipped += 1;
+        return stage.end();
+    }
+    let outcome = ebpf::run(&cargo::workspace_root(), ebpf::Mode::Check).map_err(Into::into);
+    check(&mut stage, "the committed objects are what their sources build", outcome);
+    stage.end()
+}
+
+/// Every library builds from its own package, its siblings taken from theirs.
+fn packages(metadata: &Metadata) -> Stage {
+    let mut stage = Stage::begin("packages");
+    let mut command = cargo::cargo();
+    // As light as the other builds of this run; a package takes no profile of the workspace.
+    command.env("CARGO_PROFILE_DEV_DEBUG", "0").stdout(Stdio::null());
+    command.args(["package", "--allow-dirty", "--quiet"]);
+    let published = metadata.published();
+    command.args(published.iter().flat_map(|name| ["--package", name]));
+    let what = format!("{} packages build by themselves", published.len());
+    check(&mut stage, &what, cargo::finish(command));
+    stage.end()
+}
+
+fn check(stage: &mut Stage, what: &str, outcome: Result<()>) {
+    stage.check(outcome.map_err(|error| report::chain(error.as_ref())), what);
+}
