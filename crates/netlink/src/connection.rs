@@ -360,3 +360,7 @@ fn numbered(place: usize) -> u32 {
     // A chunk has at most `CHUNK_WEIGHT` entries.
     u32::try_from(place).unwrap_or(u32::MAX)
 }
+
+#[cfg(test)]
+#[path = "tests/connection.rs"]
+mod tests;

@@ -36,3 +36,7 @@ pub use route::{
 };
 pub use rule::{Mark, Rule, RuleAction, Sense};
 pub use tc::Direction;
+
+#[cfg(test)]
+#[path = "tests/fixture.rs"]
+mod fixture;
