@@ -19,15 +19,16 @@ pub(crate) fn possible() -> io::Result<usize> {
     Ok(*COUNT.get_or_init(|| count))
 }
 
-/// Parses a kernel CPU list such as `0-3,5`; the count is the highest number plus one, since the
-/// kernel lays out a slot for each number up to it.
+/// Counts a kernel CPU list such as `0-3,5`: the kernel lays out a value for each CPU in it, gaps
+/// left out (`num_possible_cpus`).
 fn parse(list: &str) -> Option<usize> {
-    let mut highest = None;
+    let mut count = 0;
     for range in list.trim().split(',') {
-        let (_, last) = range.split_once('-').unwrap_or((range, range));
-        highest = highest.max(Some(last.parse::<usize>().ok()?));
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        let (first, last): (usize, usize) = (first.parse().ok()?, last.parse().ok()?);
+        count += last.checked_sub(first)? + 1;
     }
-    highest.map(|last| last + 1)
+    Some(count)
 }
 
 #[cfg(test)]
@@ -35,12 +36,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lists_are_counted_to_their_highest_number() {
+    fn lists_are_counted_without_their_gaps() {
         assert_eq!(parse("0\n"), Some(1));
         assert_eq!(parse("0-3\n"), Some(4));
-        assert_eq!(parse("0-1,4-7"), Some(8));
-        assert_eq!(parse("0,2"), Some(3));
+        assert_eq!(parse("0-1,4-7"), Some(6));
+        assert_eq!(parse("0,2"), Some(2));
         assert_eq!(parse(""), None);
+        assert_eq!(parse("3-1"), None);
         assert_eq!(parse("a-b"), None);
     }
 

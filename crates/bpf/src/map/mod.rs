@@ -18,6 +18,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 pub use array::Array;
 pub use hash::{Entries, HashKind, HashMap, Lru, LruHashMap, Plain};
 pub use lpm::{LpmTrie, Prefix};
+pub(crate) use per_cpu::possible;
 pub use per_cpu::{Aggregate, PerCpu, PerCpuArray, PerCpuHashMap};
 pub use program_array::ProgramArray;
 pub use ring_buffer::{Record, RingBuffer};
@@ -41,7 +42,7 @@ pub trait MapValue: IntoBytes + FromBytes + Immutable + 'static {}
 impl<T: IntoBytes + FromBytes + Immutable + 'static> MapValue for T {}
 
 /// Ties a handle to the types it reads and writes, owning none of them.
-type Typed<T> = PhantomData<fn(T) -> T>;
+pub(crate) type Typed<T> = PhantomData<fn(T) -> T>;
 
 /// When an insertion is to happen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]

@@ -96,7 +96,7 @@ impl<V: MapValue> PerCpu<V> {
     /// The kernel gives each CPU's value in a multiple of 8 bytes.
     const STRIDE: usize = size_of::<V>().next_multiple_of(8);
 
-    fn decode(bytes: &[u8]) -> Self {
+    pub(crate) fn decode(bytes: &[u8]) -> Self {
         Self(
             bytes
                 .chunks_exact(Self::STRIDE)
@@ -109,7 +109,7 @@ impl<V: MapValue> PerCpu<V> {
         )
     }
 
-    fn encode(values: &[V]) -> Vec<u8> {
+    pub(crate) fn encode(values: &[V]) -> Vec<u8> {
         let mut bytes = vec![0; values.len() * Self::STRIDE];
         for (chunk, value) in bytes.chunks_exact_mut(Self::STRIDE).zip(values) {
             chunk[..size_of::<V>()].copy_from_slice(value.as_bytes());
