@@ -339,8 +339,6 @@ fn check(model: &Model, pool: &Allocator) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
-
     #[test]
     fn behaves_like_sets(steps in prop::collection::vec(step(), 1..150)) {
         let mut model = Model::default();
