@@ -6,7 +6,10 @@ use std::{
 };
 
 use podwire_abi::program;
-use podwire_bpf::{Direction, IfIndex, Program, Removal, TcxLink, probe_tcx};
+use podwire_bpf::{
+    AttachMode, AttachPoint, Attachment, Direction, FilterSlot, IfIndex, Removal, TcxLink,
+    probe_tcx,
+};
 
 use crate::{
     datapath::Datapath,
@@ -25,21 +28,12 @@ pub enum Attach {
     Clsact,
 }
 
-/// Which way of attaching is used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum AttachMode {
-    /// TCX links, pinned.
-    Tcx,
-    /// Filters of a clsact queueing discipline.
-    Clsact,
-}
-
 impl Attach {
     pub(crate) fn resolve(self) -> Result<AttachMode> {
         match self {
+            Self::Auto => Ok(AttachMode::detect()?),
             Self::Clsact => Ok(AttachMode::Clsact),
-            Self::Tcx | Self::Auto if probe_tcx()? => Ok(AttachMode::Tcx),
-            Self::Auto => Ok(AttachMode::Clsact),
+            Self::Tcx if probe_tcx()? => Ok(AttachMode::Tcx),
             Self::Tcx => {
                 let (feature, since) = ("TCX links", "6.6");
                 Err(podwire_bpf::Error::Unsupported { feature, since }.into())
@@ -57,16 +51,41 @@ pub struct LinkPin {
     pub ifindex: Option<u32>,
 }
 
+/// Where our filters are among those of a clsact queueing discipline.
+const FILTER: FilterSlot = FilterSlot { priority: 0x70, handle: 0x7077 };
+
+/// Whether a filter of a clsact queueing discipline, seen with these properties, is ours.
+#[must_use]
+pub fn is_own_filter(priority: u16, handle: u32, program: &str) -> bool {
+    FILTER == FilterSlot { priority, handle } && program::ALL.contains(&program)
+}
+
 /// What `podwire_net`'s pins are called by.
 const ROUTER_NET: &str = "podwire_net";
 
 impl Datapath {
-    /// Attaches both programs to a host link; replaces, without a gap, what is attached already.
+    /// Attaches both programs to a host link; replaces, without a gap, what is attached already,
+    /// also if it was attached in the other way.
     ///
     /// # Errors
     ///
     /// If the kernel refuses.
     pub fn attach(&self, host_link: &str, ifindex: u32) -> Result<()> {
+        self.attach_new(host_link, ifindex)?;
+        let Some(index) = IfIndex::new(ifindex) else { return Ok(()) };
+        let mode = match self.attach_mode() {
+            AttachMode::Tcx => AttachMode::Clsact,
+            AttachMode::Clsact => AttachMode::Tcx,
+        };
+        for direction in [Direction::Ingress, Direction::Egress] {
+            let pin = self.links_folder().join(host_link).join(direction.to_string());
+            Attachment::remove(&point(index, direction, mode, &pin))?;
+        }
+        Ok(())
+    }
+
+    /// As [`attach`](Self::attach), for a link on which nothing can be attached in the other way.
+    pub(crate) fn attach_new(&self, host_link: &str, ifindex: u32) -> Result<()> {
         // The way in comes last: nothing is forwarded before all is in place.
         for (name, direction) in [
             (program::TO_CONTAINER, Direction::Egress),
@@ -81,14 +100,18 @@ impl Datapath {
     ///
     /// # Errors
     ///
-    /// If a pin cannot be removed.
+    /// If a pin or filter cannot be removed.
     pub fn detach(&self, host_link: &str, ifindex: u32) -> Result<Removal> {
-        let _ = ifindex;
         let folder = self.links_folder().join(host_link);
         let mut removal = Removal::Absent;
-        for direction in [Direction::Ingress, Direction::Egress] {
-            if TcxLink::unpin(folder.join(direction.to_string()))? == Removal::Removed {
-                removal = Removal::Removed;
+        if let Some(ifindex) = IfIndex::new(ifindex) {
+            for direction in [Direction::Ingress, Direction::Egress] {
+                let pin = folder.join(direction.to_string());
+                if Attachment::remove(&point(ifindex, direction, self.attach_mode(), &pin))?
+                    == Removal::Removed
+                {
+                    removal = Removal::Removed;
+                }
             }
         }
         match fs::remove_dir(&folder) {
@@ -121,13 +144,9 @@ impl Datapath {
     ) -> Result<()> {
         let program = self.program(program)?;
         let ifindex = IfIndex::new(ifindex).ok_or(Error::NoEndpoint { ifindex })?;
-        let folder = self.links_folder().join(link);
-        fs::create_dir_all(&folder).map_err(|source| Error::Folder {
-            operation: "create",
-            path: folder.clone(),
-            source,
-        })?;
-        attach_tcx(&folder.join(direction.to_string()), program, ifindex, direction)
+        let pin = self.links_folder().join(link).join(direction.to_string());
+        Attachment::ensure(program, &point(ifindex, direction, self.attach_mode(), &pin))?;
+        Ok(())
     }
 
     fn links_folder(&self) -> PathBuf {
@@ -135,16 +154,9 @@ impl Datapath {
     }
 }
 
-/// Replaces the program of the link that is pinned at `pin`, or attaches it and pins the link. A
-/// pin of another interface that had the name is dead, and removed.
-fn attach_tcx(pin: &Path, program: &Program, ifindex: IfIndex, direction: Direction) -> Result<()> {
-    match TcxLink::open(pin) {
-        Ok(link) if link.info()?.ifindex == Some(ifindex) => return Ok(link.update(program)?),
-        Ok(_) => drop(TcxLink::unpin(pin)?),
-        Err(error) if error.is_not_found() => {}
-        Err(error) => return Err(error.into()),
-    }
-    Ok(TcxLink::attach(program, ifindex, direction)?.pin(pin)?)
+/// Where a program of ours is, and how it is found again.
+fn point(ifindex: IfIndex, direction: Direction, mode: AttachMode, pin: &Path) -> AttachPoint<'_> {
+    AttachPoint { ifindex, direction, mode, pin, slot: FILTER }
 }
 
 pub(crate) fn links_folder(bpffs: &Path) -> PathBuf {

@@ -9,11 +9,11 @@ use std::{
 use podwire_abi::{
     Address, Be32, EthernetPair, IpcacheEntry, Mac, NodeConfig, Slot, identity, map, slot_flag,
 };
-use podwire_bpf::{Loader, Object, Program, Removal};
+use podwire_bpf::{AttachMode, Loader, Object, Program, Removal};
 
 use crate::{
     OBJECT,
-    attach::{Attach, AttachMode},
+    attach::Attach,
     error::{Error, Result},
     slots::{FreeSlots, empty_generation, taken_generation},
     tables::{Tables, maps_folder},
@@ -210,7 +210,7 @@ impl Datapath {
         };
         let added = self
             .write_endpoint(endpoint, number, &addresses)
-            .and_then(|()| self.attach(&endpoint.host_link, endpoint.ifindex));
+            .and_then(|()| self.attach_new(&endpoint.host_link, endpoint.ifindex));
         match added {
             Ok(()) => Ok(number),
             Err(error) => {

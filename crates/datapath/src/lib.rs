@@ -7,10 +7,11 @@ mod error;
 mod slots;
 mod tables;
 
-pub use attach::{Attach, AttachMode, LinkPin};
+pub use attach::{Attach, LinkPin, is_own_filter};
 pub use datapath::{Datapath, Delivery, EndpointConfig, NodeSetup, Options, grace_period};
 pub use error::Error;
 pub use podwire_abi as abi;
+pub use podwire_bpf::AttachMode;
 pub use tables::{EndpointRow, FlowRow, IpcacheRow, MetricRow, Tables};
 
 /// The compiled kernel programs: an ELF object for the BPF target, little-endian.

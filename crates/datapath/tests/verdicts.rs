@@ -1,5 +1,7 @@
 //! Every kind of packet has a decided fate, and every fate its counter: the programs under
-//! BPF_PROG_TEST_RUN.
+//! `BPF_PROG_TEST_RUN`.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod node;
 
@@ -42,7 +44,7 @@ fn a_pod_reaches_a_pod_of_its_node() {
                 a.to_gateway().echo_request(from, to, 7, 1, b"ping"),
                 a.to_gateway().ip(from, to, 47, b"an unknown protocol"),
             ] {
-                let judged = node.from_pod(&a, &frame);
+                let judged = node.pod_sends(&a, &frame);
                 assert_eq!((judged.action, judged.reason), (REDIRECT, Reason::Delivered));
                 assert_eq!(addresses(&judged.frame), (&b.mac[..], &b.host_mac[..]));
                 assert_eq!(hops(&judged.frame), hops(&frame) - 1, "a router would");
@@ -63,7 +65,7 @@ fn every_ttl_keeps_the_header_checksum_right() {
         for ttl in 2..=255 {
             let mut frame = udp(&node.a, node.a.v4.into(), node.b.v4.into());
             limit_hops(&mut frame, ttl);
-            let judged = node.from_pod(&node.a, &frame);
+            let judged = node.pod_sends(&node.a, &frame);
             assert_eq!(judged.reason, Reason::Delivered);
             assert_eq!(checksum(&[&judged.frame[14..34]]), 0, "TTL {ttl}");
         }
@@ -85,7 +87,7 @@ fn everything_else_is_the_host_stacks() {
         ];
         for (from, to) in targets {
             let frame = udp(&a, from, to);
-            let judged = node.from_pod(&a, &frame);
+            let judged = node.pod_sends(&a, &frame);
             assert_eq!((judged.action, judged.reason), (REDIRECT, Reason::ToStack), "{to}");
             assert_eq!(addresses(&judged.frame), (&HOST_MAC[..], &NET_MAC[..]));
             assert_eq!(judged.frame[12..], frame[12..], "the stack does a router's work");
@@ -101,13 +103,13 @@ fn an_expiring_packet_is_answered_by_the_stack() {
             for last in [0, 1] {
                 let mut frame = udp(&node.a, from, to);
                 limit_hops(&mut frame, last);
-                let judged = node.from_pod(&node.a, &frame);
+                let judged = node.pod_sends(&node.a, &frame);
                 assert_eq!(judged.reason, Reason::ToStackExpired);
                 assert_eq!(hops(&judged.frame), last);
             }
             let mut frame = udp(&node.a, from, to);
             limit_hops(&mut frame, 2);
-            assert_eq!(node.from_pod(&node.a, &frame).reason, Reason::Delivered);
+            assert_eq!(node.pod_sends(&node.a, &frame).reason, Reason::Delivered);
         }
     });
 }
@@ -118,7 +120,7 @@ fn a_pod_sends_only_as_itself() {
     on_node(|node| {
         let (a, b) = (node.a, node.b);
         let drop = |frame: &[u8], reason: Reason| {
-            let judged = node.from_pod(&a, frame);
+            let judged = node.pod_sends(&a, frame);
             assert_eq!((judged.action, judged.reason), (SHOT, reason));
             assert_eq!(judged.frame, frame, "a dropped packet is left alone");
         };
@@ -166,7 +168,7 @@ fn arp_for_the_gateway_is_answered_and_no_other() {
         };
         let probe = Arp { sender: Ipv4Addr::UNSPECIFIED, ..request };
         for (link, arp) in [(to_all, request), (a.to_gateway(), request), (to_all, probe)] {
-            let judged = node.from_pod(&a, &arp.frame(link));
+            let judged = node.pod_sends(&a, &arp.frame(link));
             assert_eq!((judged.action, judged.reason), (REDIRECT, Reason::AnsweredArp));
             assert_eq!(addresses(&judged.frame), (&a.mac[..], &a.host_mac[..]));
             let expected = Arp {
@@ -190,16 +192,20 @@ fn arp_for_the_gateway_is_answered_and_no_other() {
             Arp { operation: ArpOperation::Reply, ..request },
         ];
         for arp in foreign {
-            assert_eq!(node.from_pod(&a, &arp.frame(to_all)).reason, Reason::ForeignArp, "{arp:?}");
+            assert_eq!(
+                node.pod_sends(&a, &arp.frame(to_all)).reason,
+                Reason::ForeignArp,
+                "{arp:?}"
+            );
         }
         let false_frame = Link { from: node.b.mac, ..to_all };
-        assert_eq!(node.from_pod(&a, &request.frame(false_frame)).reason, Reason::SpoofedMac);
+        assert_eq!(node.pod_sends(&a, &request.frame(false_frame)).reason, Reason::SpoofedMac);
         for (octet, value) in [(15, 6), (16, 9), (18, 8), (19, 16)] {
             let mut frame = request.frame(to_all);
             frame[octet] = value;
-            assert_eq!(node.from_pod(&a, &frame).reason, Reason::Malformed, "octet {octet}");
+            assert_eq!(node.pod_sends(&a, &frame).reason, Reason::Malformed, "octet {octet}");
         }
-        assert_eq!(node.from_pod(&a, &request.frame(to_all)[..41]).reason, Reason::Malformed);
+        assert_eq!(node.pod_sends(&a, &request.frame(to_all)[..41]).reason, Reason::Malformed);
     });
 }
 
@@ -225,7 +231,7 @@ fn neighbour_solicitations_for_the_gateway_are_answered() {
             ),
         ];
         for (question, answer_to) in questions {
-            let judged = node.from_pod(&a, &question);
+            let judged = node.pod_sends(&a, &question);
             assert_eq!((judged.action, judged.reason), (REDIRECT, Reason::AnsweredNeighbour));
             assert_eq!(judged.mark, MARK_DECIDED);
             let frame = &judged.frame;
@@ -257,7 +263,7 @@ fn other_neighbour_discovery_ends_here() {
         let all: Ipv6Addr = "ff02::1".parse().unwrap();
         let none = Ipv6Addr::UNSPECIFIED;
         let local: Ipv6Addr = "fe80::1:2".parse().unwrap();
-        let reason = |frame: &[u8]| node.from_pod(&a, frame).reason;
+        let reason = |frame: &[u8]| node.pod_sends(&a, frame).reason;
         let raw = |link: Link, from: Ipv6Addr, to: Ipv6Addr, kind: u8| {
             let mut frame = link.icmp(from.into(), to.into(), [&[kind][..], &[0; 23]].concat());
             limit_hops(&mut frame, 255);
@@ -310,7 +316,7 @@ fn listener_report(link: Link, from: Ipv6Addr) -> Vec<u8> {
 fn frames_that_are_not_forwarded() {
     on_node(|node| {
         let (a, b) = (node.a, node.b);
-        let reason = |frame: &[u8]| node.from_pod(&a, frame).reason;
+        let reason = |frame: &[u8]| node.pod_sends(&a, frame).reason;
         let to_all = Link { from: a.mac, to: BROADCAST };
         let to_group = Link { from: a.mac, to: [1, 0, 0x5e, 0, 0, 1] };
         for (from, to) in a.both().into_iter().zip(b.both()) {
@@ -354,7 +360,7 @@ fn malformed_packets_are_dropped() {
         let changed = |v: usize, change: &dyn Fn(&mut Vec<u8>)| {
             let mut frame = good(v);
             change(&mut frame);
-            node.from_pod(&a, &frame).reason
+            node.pod_sends(&a, &frame).reason
         };
         type Change = Box<dyn Fn(&mut Vec<u8>)>;
         let set = |at: usize, value: u8| -> Change { Box::new(move |frame| frame[at] = value) };
@@ -383,7 +389,7 @@ fn malformed_packets_are_dropped() {
         for (from, to) in a.both().into_iter().zip(b.both()) {
             for protocol in [1, 6, 17, 58, 132] {
                 let frame = a.to_gateway().ip(from, to, protocol, &[0; 3]);
-                let judged = node.from_pod(&a, &frame).reason;
+                let judged = node.pod_sends(&a, &frame).reason;
                 assert_eq!(judged, Reason::Malformed, "protocol {protocol}, three bytes");
             }
         }
@@ -401,10 +407,10 @@ fn ipv4_options_are_stepped_over() {
         frame.extend(&plain[34..]);
         frame[14] = 0x46;
         frame[17] += 4;
-        assert_eq!(node.from_pod(&a, &frame).reason, Reason::Delivered);
+        assert_eq!(node.pod_sends(&a, &frame).reason, Reason::Delivered);
         frame.truncate(14 + 24 + 7);
         frame[17] = 24 + 7;
-        assert_eq!(node.from_pod(&a, &frame).reason, Reason::Malformed);
+        assert_eq!(node.pod_sends(&a, &frame).reason, Reason::Malformed);
     });
 }
 
@@ -438,7 +444,7 @@ fn fragment6(node: &Node, id: u32, offset: u16, more: bool, payload: &[u8]) -> V
 #[ignore = "needs root: loads programs in a namespace of its own"]
 fn later_fragments_follow_their_first() {
     on_node(|node| {
-        let reason = |frame: &[u8]| node.from_pod(&node.a, frame).reason;
+        let reason = |frame: &[u8]| node.pod_sends(&node.a, frame).reason;
         let start = [&40000_u16.to_be_bytes()[..], &53_u16.to_be_bytes(), &[0; 12]].concat();
         for later in
             [fragment4(node, 9, 2, true, 17, &[0; 16]), fragment4(node, 9, 4, false, 17, &[0; 3])]
@@ -484,15 +490,19 @@ fn extension_headers_are_followed_to_a_limit() {
             a.to_gateway().ip(a.v6.into(), b.v6.into(), first, &payload)
         };
         for headers in [&[0][..], &[60], &[43], &[51], &[0, 60, 43, 51], &[0, 60, 43, 60, 51, 60]] {
-            assert_eq!(node.from_pod(&a, &chain(headers)).reason, Reason::Delivered, "{headers:?}");
+            assert_eq!(
+                node.pod_sends(&a, &chain(headers)).reason,
+                Reason::Delivered,
+                "{headers:?}"
+            );
         }
-        let judged = node.from_pod(&a, &chain(&[0, 60, 60, 60, 60, 60, 60]));
+        let judged = node.pod_sends(&a, &chain(&[0, 60, 60, 60, 60, 60, 60]));
         assert_eq!(judged.reason, Reason::ExtensionHeaders);
         let mut beyond = chain(&[0]);
         beyond[14 + 40 + 1] = 200;
-        assert_eq!(node.from_pod(&a, &beyond).reason, Reason::Malformed);
+        assert_eq!(node.pod_sends(&a, &beyond).reason, Reason::Malformed);
         let no_next = a.to_gateway().ip(a.v6.into(), b.v6.into(), 59, b"");
-        assert_eq!(node.from_pod(&a, &no_next).reason, Reason::Delivered);
+        assert_eq!(node.pod_sends(&a, &no_next).reason, Reason::Delivered);
     });
 }
 
@@ -502,11 +512,11 @@ fn links_and_nodes_that_are_not_set_up_forward_nothing() {
     on_node(|node| {
         let stranger = Pod { ifindex: node.stranger, ..node.a };
         let frame = udp(&node.a, node.a.v4.into(), node.b.v4.into());
-        assert_eq!(node.from_pod(&stranger, &frame).reason, Reason::UnknownLink);
+        assert_eq!(node.pod_sends(&stranger, &frame).reason, Reason::UnknownLink);
         let config: podwire_bpf::Array<podwire_datapath::abi::NodeConfig> =
             podwire_bpf::Array::open(format!("/sys/fs/bpf/podwire/maps/{}", map::CONFIG)).unwrap();
         config.set(0, &Default::default()).unwrap();
-        assert_eq!(node.from_pod(&node.a, &frame).reason, Reason::NotReady);
+        assert_eq!(node.pod_sends(&node.a, &frame).reason, Reason::NotReady);
     });
 }
 
@@ -521,19 +531,19 @@ fn the_host_stack_reaches_pods() {
                 own.udp(SocketAddr::new(from, 40000), SocketAddr::new(to, 53), b"question")
             };
             let frame = send(to);
-            let judged = node.from_host(&frame);
+            let judged = node.stack_sends(&frame);
             assert_eq!((judged.action, judged.reason), (REDIRECT, Reason::Delivered));
             assert_eq!(addresses(&judged.frame), (&node.b.mac[..], &node.b.host_mac[..]));
             assert_eq!(judged.frame[12..], frame[12..], "the stack has done a router's work");
             let nobody: IpAddr =
                 if to.is_ipv4() { "10.1.0.99".parse() } else { "fd00:1::99".parse() }.unwrap();
-            assert_eq!(node.from_host(&send(nobody)).reason, Reason::UnknownDestination);
-            assert_eq!(node.from_host(&send(from)).reason, Reason::UnknownDestination);
+            assert_eq!(node.stack_sends(&send(nobody)).reason, Reason::UnknownDestination);
+            assert_eq!(node.stack_sends(&send(from)).reason, Reason::UnknownDestination);
         }
         let group = own.udp("10.1.0.1:1".parse().unwrap(), "224.0.0.1:1".parse().unwrap(), b"");
-        assert_eq!(node.from_host(&group).reason, Reason::Multicast);
+        assert_eq!(node.stack_sends(&group).reason, Reason::Multicast);
         assert_eq!(
-            node.from_host(&own.frame(0x0806, &[0; 40])).reason,
+            node.stack_sends(&own.frame(0x0806, &[0; 40])).reason,
             Reason::UnsupportedProtocol
         );
         assert_eq!(node.datapath.tables().flows().unwrap(), [], "no pod speaks to a pod here");
@@ -551,19 +561,19 @@ fn a_host_link_lets_only_its_own_pods_packets_pass() {
             link.udp(SocketAddr::new(from, 1), SocketAddr::new(to, 2), b"")
         };
         for to in b.both() {
-            let judged = node.to_pod(&b, &frame(to), 0);
+            let judged = node.link_sends(&b, &frame(to), 0);
             assert_eq!((judged.action, judged.reason), (NEXT, Reason::Passed));
             assert_eq!(judged.frame, frame(to));
         }
         for to in a.both() {
-            assert_eq!(node.to_pod(&b, &frame(to), 0).reason, Reason::UnknownDestination);
-            let judged = node.to_pod(&b, &frame(to), MARK_DECIDED);
+            assert_eq!(node.link_sends(&b, &frame(to), 0).reason, Reason::UnknownDestination);
+            let judged = node.link_sends(&b, &frame(to), MARK_DECIDED);
             assert_eq!((judged.action, judged.reason), (NEXT, Reason::Passed), "decided before");
         }
         let stranger = Pod { ifindex: node.stranger, ..b };
-        assert_eq!(node.to_pod(&stranger, &frame(b.v4.into()), 0).reason, Reason::UnknownLink);
-        assert_eq!(node.to_pod(&b, &link.frame(0x0806, &[0; 40]), 0).reason, Reason::Passed);
-        let other = node.to_pod(&b, &link.frame(0x88cc, &[0; 40]), 0).reason;
+        assert_eq!(node.link_sends(&stranger, &frame(b.v4.into()), 0).reason, Reason::UnknownLink);
+        assert_eq!(node.link_sends(&b, &link.frame(0x0806, &[0; 40]), 0).reason, Reason::Passed);
+        let other = node.link_sends(&b, &link.frame(0x88cc, &[0; 40]), 0).reason;
         assert_eq!(other, Reason::UnsupportedProtocol);
     });
 }
@@ -577,12 +587,12 @@ fn a_flow_goes_through_the_stack_both_ways_or_not_at_all() {
         for (pod_a, pod_b) in a.both().into_iter().zip(b.both()) {
             let (client, server) = ((pod_a, 40000), (pod_b, 80));
             let reply = |flags| tcp(b.to_gateway(), server, client, flags);
-            let judge = |frame: &[u8]| node.from_pod(&b, frame).reason;
+            let judge = |frame: &[u8]| node.pod_sends(&b, frame).reason;
             assert_eq!(judge(&reply(ACK)), Reason::Delivered, "not known to the stack yet");
 
             // The stack has translated a connection of A's so that it ends at B.
-            node.from_host(&tcp(stack, client, server, SYN));
-            let answer = node.from_pod(&b, &reply(SYN | ACK));
+            node.stack_sends(&tcp(stack, client, server, SYN));
+            let answer = node.pod_sends(&b, &reply(SYN | ACK));
             assert_eq!(answer.reason, Reason::ToStackByFlow);
             assert_eq!(addresses(&answer.frame), (&HOST_MAC[..], &NET_MAC[..]));
             assert_eq!(judge(&reply(ACK)), Reason::ToStackByFlow);
@@ -612,21 +622,21 @@ fn datagrams_and_echoes_keep_to_their_flows_way() {
         for (pod_a, pod_b) in a.both().into_iter().zip(b.both()) {
             let (client, server) = (SocketAddr::new(pod_a, 40000), SocketAddr::new(pod_b, 53));
             let question = a.to_gateway().udp(client, server, b"?");
-            assert_eq!(node.from_pod(&a, &question).reason, Reason::Delivered);
-            node.from_host(&stack.udp(client, server, b"?"));
+            assert_eq!(node.pod_sends(&a, &question).reason, Reason::Delivered);
+            node.stack_sends(&stack.udp(client, server, b"?"));
             let answer = b.to_gateway().udp(server, client, b"!");
-            assert_eq!(node.from_pod(&b, &answer).reason, Reason::ToStackByFlow);
+            assert_eq!(node.pod_sends(&b, &answer).reason, Reason::ToStackByFlow);
             // There is no telling which of the two flows it is: connection tracking does.
-            assert_eq!(node.from_pod(&a, &question).reason, Reason::ToStackByFlow);
+            assert_eq!(node.pod_sends(&a, &question).reason, Reason::ToStackByFlow);
 
-            node.from_host(&stack.echo_request(pod_a, pod_b, 5, 1, b""));
+            node.stack_sends(&stack.echo_request(pod_a, pod_b, 5, 1, b""));
             let reply_kind = if pod_a.is_ipv4() { 0 } else { 129 };
             let reply =
                 |id| b.to_gateway().icmp(pod_b, pod_a, vec![reply_kind, 0, 0, 0, 0, id, 0, 1]);
-            assert_eq!(node.from_pod(&b, &reply(5)).reason, Reason::ToStackByFlow);
-            assert_eq!(node.from_pod(&b, &reply(6)).reason, Reason::Delivered);
+            assert_eq!(node.pod_sends(&b, &reply(5)).reason, Reason::ToStackByFlow);
+            assert_eq!(node.pod_sends(&b, &reply(6)).reason, Reason::Delivered);
             let own = b.to_gateway().echo_request(pod_b, pod_a, 5, 1, b"");
-            assert_eq!(node.from_pod(&b, &own).reason, Reason::Delivered);
+            assert_eq!(node.pod_sends(&b, &own).reason, Reason::Delivered);
         }
     });
 }
@@ -639,12 +649,12 @@ fn fragments_keep_to_their_flows_way() {
         let stack = Link { from: HOST_MAC, to: HOST_MAC };
         let (b_side, a_side) =
             (SocketAddr::new(b.v4.into(), 53), SocketAddr::new(a.v4.into(), 40000));
-        node.from_host(&stack.udp(b_side, a_side, b"?"));
+        node.stack_sends(&stack.udp(b_side, a_side, b"?"));
         let start = [&40000_u16.to_be_bytes()[..], &53_u16.to_be_bytes(), &[0; 12]].concat();
         let first = fragment4(node, 9, 0, true, 17, &start);
         let later = fragment4(node, 9, 2, false, 17, &[0; 16]);
         for frame in [first, later] {
-            assert_eq!(node.from_pod(&a, &frame).reason, Reason::ToStackByFlow);
+            assert_eq!(node.pod_sends(&a, &frame).reason, Reason::ToStackByFlow);
         }
     });
 }
@@ -663,12 +673,12 @@ fn a_link_with_a_foreign_filter_is_not_bypassed() {
         let (a, b) = (node.a, node.b);
         let frame = udp(&a, a.v4.into(), b.v4.into());
         node.datapath.set_delivery(b.ifindex, Delivery::Egress).unwrap();
-        let judged = node.from_pod(&a, &frame);
+        let judged = node.pod_sends(&a, &frame);
         assert_eq!((judged.action, judged.reason), (REDIRECT, Reason::DeliveredToEgress));
         assert_eq!(judged.mark, MARK_DECIDED);
-        assert_eq!(node.to_pod(&b, &judged.frame, judged.mark).action, NEXT);
+        assert_eq!(node.link_sends(&b, &judged.frame, judged.mark).action, NEXT);
         node.datapath.set_delivery(b.ifindex, Delivery::Peer).unwrap();
-        assert_eq!(node.from_pod(&a, &frame).reason, Reason::Delivered);
+        assert_eq!(node.pod_sends(&a, &frame).reason, Reason::Delivered);
     });
 }
 
@@ -689,12 +699,12 @@ fn an_address_that_changed_hands_is_never_delivered_to_the_old_one() {
             IpcacheEntry { slot: u32::MAX - 1, ..entry },
         ] {
             ipcache.insert(&key, &wrong).unwrap();
-            assert_eq!(node.from_pod(&a, &frame).reason, Reason::StaleEndpoint);
+            assert_eq!(node.pod_sends(&a, &frame).reason, Reason::StaleEndpoint);
         }
         // The right slot and generation, for an address that the slot does not have.
         let other = Address::from(IpAddr::from([10, 1, 0, 50]));
         ipcache.insert(&other, &entry).unwrap();
         let to_other = udp(&a, a.v4.into(), [10, 1, 0, 50].into());
-        assert_eq!(node.from_pod(&a, &to_other).reason, Reason::StaleEndpoint);
+        assert_eq!(node.pod_sends(&a, &to_other).reason, Reason::StaleEndpoint);
     });
 }

@@ -2,6 +2,7 @@
 #![allow(
     unreachable_pub,
     dead_code,
+    clippy::unwrap_used,
     reason = "every test binary compiles this module for itself and uses a part of it"
 )]
 
@@ -36,7 +37,7 @@ pub struct Pod {
 
 impl Pod {
     /// A frame from this pod to its gateway.
-    pub fn to_gateway(&self) -> Link {
+    pub fn to_gateway(self) -> Link {
         Link { from: self.mac, to: self.host_mac }
     }
 
@@ -128,17 +129,17 @@ impl Node {
     }
 
     /// What `pod` sends.
-    pub fn from_pod(&self, pod: &Pod, frame: &[u8]) -> Judged {
+    pub fn pod_sends(&self, pod: &Pod, frame: &[u8]) -> Judged {
         self.judge(Hook::FromContainer, frame, pod.ifindex, 0)
     }
 
     /// What the host stack sends to pods.
-    pub fn from_host(&self, frame: &[u8]) -> Judged {
+    pub fn stack_sends(&self, frame: &[u8]) -> Judged {
         self.judge(Hook::FromHost, frame, self.net_ifindex, 0)
     }
 
     /// What goes out by a host link.
-    pub fn to_pod(&self, pod: &Pod, frame: &[u8], mark: u32) -> Judged {
+    pub fn link_sends(&self, pod: &Pod, frame: &[u8], mark: u32) -> Judged {
         self.judge(Hook::ToContainer, frame, pod.ifindex, mark)
     }
 
