@@ -17,6 +17,16 @@ use crate::pin;
 use crate::program::Program;
 
 /// The way in which programs are attached.
+///
+/// A link belongs to whoever holds its pin, and nobody removes it by accident; a filter goes when
+/// anyone deletes the interface's `clsact` qdisc. A filter is attached in a few hundred
+/// microseconds. A link takes an RCU grace period, which the kernel waits for while it holds the
+/// lock of all network configuration (`tcx_entry_sync` in kernel/bpf/tcx.c): 7 to 16 ms each were
+/// measured at `HZ=250`, and as much again for detaching. Replacing takes microseconds either way.
+///
+/// Programs attached by links run first. Those of filters run only when all of them answer
+/// `TCX_NEXT`: a program that decides can be attached by a filter at once and by a link later, and
+/// no packet meets it twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum AttachMode {
     /// By TCX links, pinned so that they stay. Minimum kernel: 6.6.

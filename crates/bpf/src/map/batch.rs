@@ -9,9 +9,9 @@ use super::{Map, MapKey, is_missing_operation};
 use crate::error::{Error, MapOperation, Result};
 use crate::sys::Afterwards;
 
-/// Entries per call: large enough that the call costs nothing, small enough that the buffers stay
-/// in the cache.
-const CHUNK: usize = 4096;
+/// Entries per call: large enough that the call itself costs nothing beside them, small enough that
+/// the buffers stay in the second-level cache.
+const CHUNK: usize = 1024;
 
 /// A bucket of a hash table must fit into the buffers whole; beyond this size something else is
 /// wrong.

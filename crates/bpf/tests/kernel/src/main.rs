@@ -1,7 +1,8 @@
 //! Kernel programs for the tests of `podwire-bpf`: one map of each kind the crate types, and the
 //! smallest programs that show each thing the crate does with a program.
 //!
-//! Built into `../objects/fixture.o`; `../objects/fixture.toml` says with what.
+//! `cargo xtask ebpf` builds them into `../objects/fixture.o`, beside which `fixture.json` says with
+//! what.
 #![no_std]
 #![no_main]
 
