@@ -1,1 +1,173 @@
-fn main() {}
+//! The node agent.
+
+#![forbid(unsafe_code)]
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, ValueEnum};
+use ipnetwork::IpNetwork;
+use podwire_api::{DEFAULT_BPFFS, DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, NodeName};
+use podwire_node::{Agent, AttachChoice, Config, Error, explain, runtime};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::filter::LevelFilter;
+
+/// The podwire node agent: gives addresses to pods and connects them over eBPF.
+///
+/// It serves podwire-cni on a unix socket and is ready as soon as that accepts connections. Traffic
+/// does not need it: it may be stopped, killed, restarted and upgraded while pods run. To take a
+/// node's podwire away altogether, stop the agent and run `podwire cleanup`.
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 100)]
+struct Options {
+    /// This node's name; all links that podwire creates carry it. The host name if not given.
+    #[arg(long, value_name = "NAME")]
+    node_name: Option<NodeName>,
+    /// Prefix that pods get their addresses from, such as 10.1.0.0/24 or fd00:1::/64. Repeatable.
+    #[arg(long = "pod-cidr", value_name = "CIDR", required = true)]
+    pod_cidrs: Vec<IpNetwork>,
+    /// The pods' gateway; the first address of each family's first prefix if not given. Repeatable.
+    #[arg(long = "router-ip", value_name = "ADDRESS")]
+    router: Vec<IpAddr>,
+    /// MTU of the pods' interfaces; that of the interface with the default route if not given.
+    #[arg(long, value_name = "BYTES")]
+    mtu: Option<u32>,
+    /// MTU of the pods' default route; that of the interfaces if not given.
+    #[arg(long, value_name = "BYTES")]
+    route_mtu: Option<u32>,
+    /// Folder of the database.
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_STATE_DIR)]
+    state_dir: PathBuf,
+    /// Folder of the socket, and of the notes that podwire-cni leaves while no agent runs.
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_RUN_DIR)]
+    run_dir: PathBuf,
+    /// Folder of pinned maps and links, on a bpffs.
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_BPFFS)]
+    bpffs: PathBuf,
+    /// How programs are attached: by TCX links (Linux 6.6), by clsact filters, or as the kernel has
+    /// it.
+    #[arg(long, value_enum, default_value_t = Attach::Auto)]
+    attach: Attach,
+    /// How many endpoints there is room for. The maps of a node keep their size: to change it, run
+    /// `podwire cleanup` first.
+    #[arg(long, value_name = "NUMBER", default_value_t = 4096)]
+    slots: u32,
+    /// How many flows through the host stack are remembered.
+    #[arg(long, value_name = "NUMBER", default_value_t = 65_536)]
+    flows: u32,
+    /// How much is logged: off, error, warn, info, debug or trace.
+    #[arg(long, value_name = "LEVEL", default_value = "info")]
+    log_level: LevelFilter,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Attach {
+    Auto,
+    Tcx,
+    Tc,
+}
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    tracing_subscriber::fmt()
+        .with_max_level(options.log_level)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .with_target(false)
+        .init();
+    match run(options) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            for line in message.lines() {
+                tracing::error!("{line}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(options: Options) -> Result<(), String> {
+    let config = config(options)?;
+    let agent = Agent::start(&config).map_err(|error| explain(&error))?;
+    let runtime = runtime().map_err(|error| format!("start the runtime: {error}"))?;
+    let done = runtime.block_on(async {
+        let stop = stopped().map_err(|error| format!("listen for signals: {error}"))?;
+        agent.run(stop).await.map_err(|error: Error| explain(&error))
+    });
+    // Requests that outlived their deadline do not keep the process.
+    runtime.shutdown_background();
+    done
+}
+
+fn config(options: Options) -> Result<Config, String> {
+    let node = match options.node_name {
+        Some(name) => name,
+        None => host_name()?,
+    };
+    let mut config = Config::new(node, options.pod_cidrs);
+    config.router = options.router;
+    config.mtu = options.mtu;
+    config.route_mtu = options.route_mtu;
+    config.state_dir = options.state_dir;
+    config.run_dir = options.run_dir;
+    config.bpffs = options.bpffs;
+    config.attach = match options.attach {
+        Attach::Auto => AttachChoice::Auto,
+        Attach::Tcx => AttachChoice::Tcx,
+        Attach::Tc => AttachChoice::Tc,
+    };
+    config.slots = options.slots;
+    config.flows = options.flows;
+    Ok(config)
+}
+
+fn host_name() -> Result<NodeName, String> {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .map_err(|error| format!("read the host name: {error}; give a --node-name"))?;
+    let name = name.trim();
+    name.parse().map_err(|error| format!("{error}; give a --node-name"))
+}
+
+/// Is done when the process is told to end.
+fn stopped() -> std::io::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("stopping");
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_options_are_consistent() {
+        Options::command().debug_assert();
+    }
+
+    #[test]
+    fn options_become_a_configuration() {
+        let options = Options::parse_from([
+            "podwired",
+            "--node-name=n1",
+            "--pod-cidr=10.1.0.0/24",
+            "--pod-cidr=fd00:1::/64",
+            "--attach=tc",
+            "--mtu=1400",
+        ]);
+        let config = config(options).unwrap();
+        config.validate().unwrap();
+        assert_eq!(config.pod_cidrs.len(), 2);
+        assert_eq!((config.attach, config.mtu), (AttachChoice::Tc, Some(1400)));
+        assert!(Options::try_parse_from(["podwired"]).is_err());
+        assert!(Options::try_parse_from(["podwired", "--pod-cidr=nonsense"]).is_err());
+    }
+}

@@ -1,0 +1,277 @@
+use std::fs::{self, Permissions};
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener as StdListener;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use podwire_api::{
+    AgentConfig, Endpoint, Repair, Status, database_path, pending_del_dir, socket_path,
+};
+use podwire_datapath::{Attach, Datapath as Programs, NodeSetup, Options};
+use podwire_ipam::{Allocator, PoolConfig};
+use tokio::net::UnixListener;
+use tokio::runtime::{Builder, Runtime};
+
+use crate::error::chain;
+use crate::kernel::{KernelDatapath, KernelLinks};
+use crate::node::Node;
+use crate::problem::{Facts, diagnose};
+use crate::restore::{Restored, restore};
+use crate::seam::{Datapath, Links};
+use crate::store::Store;
+use crate::{AttachChoice, Config, Error, folder, router, server, watch};
+
+/// How often leases that nobody used are looked for.
+const EXPIRY: Duration = Duration::from_secs(15);
+
+/// The node agent: set up and reconciled, its socket bound, ready to [`run`](Agent::run).
+///
+/// Dropping it closes the socket and leaves the datapath, the router pair and the endpoints as they
+/// are: traffic goes on, and the next agent takes over.
+#[derive(Debug)]
+pub struct Agent {
+    shared: Arc<Shared>,
+    listener: StdListener,
+    socket: PathBuf,
+}
+
+/// What every request may look at.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) node: Node,
+    pub(crate) config: AgentConfig,
+    repairs: Vec<Repair>,
+}
+
+/// The runtime the agent is meant to run on: few threads with small stacks. Kernel and disk calls
+/// block threads of their own, which end when they have been idle for a while.
+///
+/// # Errors
+///
+/// When the threads cannot be started.
+pub fn runtime() -> io::Result<Runtime> {
+    Builder::new_multi_thread()
+        .worker_threads(2)
+        .max_blocking_threads(48)
+        .thread_stack_size(512 << 10)
+        .thread_keep_alive(Duration::from_secs(5))
+        .thread_name("podwired")
+        .enable_all()
+        .build()
+}
+
+impl Agent {
+    /// Sets the node up: folders, database, programs, router pair and routes; brings records and
+    /// kernel together; binds the socket last, so that who reaches it finds everything in place.
+    ///
+    /// It works on the network namespace of the calling thread, in which [`run`](Self::run) must be
+    /// called as well. It blocks.
+    ///
+    /// # Errors
+    ///
+    /// When an option is wrong, another agent is running, or the kernel refuses something that the
+    /// node cannot do without. What was set up until then stays, and is taken over by the next
+    /// start.
+    pub fn start(config: &Config) -> Result<Self, Error> {
+        let config = &with_mtu(config)?;
+        config.validate()?;
+        let routers = config.routers()?;
+        let mut allocator = allocator(config)?;
+
+        folder::private(&config.run_dir)?;
+        folder::private(&config.state_dir)?;
+        let notes = pending_del_dir(&config.run_dir);
+        folder::private(&notes)?;
+        let socket = socket_path(&config.run_dir);
+        folder::clear_socket(&socket)?;
+        let opened = Store::open(&database_path(&config.state_dir), &config.node, &boot_id()?)?;
+
+        let programs = Programs::open(&options(config)).map_err(|source| Error::Datapath {
+            operation: "open",
+            object: format!("the datapath at {}", config.bpffs.display()),
+            source: source.into(),
+        })?;
+        let pair = router::set_up(config, routers)?;
+        let setup = NodeSetup {
+            router_ipv4: routers.v4,
+            router_ipv6: routers.v6,
+            host_ifindex: pair.host_index,
+            host_mac: pair.host_mac.octets(),
+            net_ifindex: pair.net_index,
+            net_mac: pair.net_mac.octets(),
+        };
+        programs.set_node(&setup).map_err(|source| Error::Datapath {
+            operation: "attach",
+            object: "the router pair".into(),
+            source: source.into(),
+        })?;
+        let datapath: Arc<dyn Datapath> = Arc::new(KernelDatapath(programs));
+        let links: Arc<dyn Links> = Arc::new(KernelLinks);
+
+        let Restored { endpoints, repairs } = restore(
+            config,
+            &notes,
+            &opened.records,
+            &opened.store,
+            &mut allocator,
+            &*datapath,
+            &*links,
+        )?;
+        reserve(&mut allocator, routers)?;
+        let repairs: Vec<Repair> = opened.repairs.into_iter().chain(repairs).collect();
+        report(&endpoints, &repairs);
+
+        let agent = AgentConfig {
+            node: config.node_config()?,
+            pod_cidrs: config.pod_cidrs.clone(),
+            attach: datapath.mode(),
+            slots: config.slots,
+            state_dir: config.state_dir.clone(),
+            run_dir: config.run_dir.clone(),
+            bpffs: config.bpffs.clone(),
+        };
+        let node =
+            Node::new(agent.node.clone(), allocator, endpoints, opened.store, datapath, links)?;
+        let listener = bind(&socket)?;
+        let shared = Arc::new(Shared { node, config: agent, repairs });
+        Ok(Self { shared, listener, socket })
+    }
+
+    /// The socket that clients are answered on.
+    #[must_use]
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Answers requests and follows the kernel's changes until `stop` is done. Requests under way
+    /// are finished, the socket is removed, the datapath stays.
+    ///
+    /// # Errors
+    ///
+    /// When the listener cannot be handed to the runtime.
+    pub async fn run(self, stop: impl Future<Output = ()>) -> Result<(), Error> {
+        let failed = |operation| {
+            let path = self.socket.clone();
+            move |source| Error::Folder { operation, path, source }
+        };
+        self.listener.set_nonblocking(true).map_err(failed("prepare"))?;
+        let listener = UnixListener::from_std(self.listener).map_err(failed("listen on"))?;
+        let expiry = tokio::spawn(expire(self.shared.clone()));
+        let watcher = tokio::spawn(watch::follow(self.shared.clone()));
+        tracing::info!(socket = %self.socket.display(), "ready");
+        server::serve(listener, self.shared, stop).await;
+        expiry.abort();
+        watcher.abort();
+        // Who finds no socket knows at once that nobody listens.
+        if let Err(error) = fs::remove_file(&self.socket) {
+            tracing::warn!(%error, "removing the socket");
+        }
+        tracing::info!("stopped; the datapath stays");
+        Ok(())
+    }
+}
+
+impl Shared {
+    /// The node's state of health. It blocks: it looks at sysctls, routes and firewall.
+    pub(crate) fn status(&self) -> Status {
+        let AgentConfig { node, pod_cidrs, attach, slots, .. } = &self.config;
+        Status {
+            node: node.name.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            uptime: self.node.uptime().as_secs(),
+            endpoints: self.node.count() as u64,
+            slots: *slots,
+            pools: self.node.pools(),
+            attach: *attach,
+            problems: diagnose(&Facts::gather(node.router, pod_cidrs)),
+            repairs: self.repairs.clone(),
+        }
+    }
+}
+
+async fn expire(shared: Arc<Shared>) {
+    loop {
+        tokio::time::sleep(EXPIRY).await;
+        shared.node.expire();
+    }
+}
+
+fn with_mtu(config: &Config) -> Result<Config, Error> {
+    let mut config = config.clone();
+    if config.mtu.is_none() {
+        let found = router::uplink_mtu()?;
+        config.mtu = found.map(|mtu| mtu.clamp(config.least_mtu(), 65_535));
+    }
+    Ok(config)
+}
+
+fn allocator(config: &Config) -> Result<Allocator, Error> {
+    let mut pool = PoolConfig::new("default", config.pod_cidrs.clone());
+    pool.cooldown = config.cooldown;
+    pool.pending_ttl = config.pending_ttl;
+    Allocator::new(&pool)
+        .map_err(|error| Error::Config { option: "--pod-cidr", why: error.to_string() })
+}
+
+/// After the endpoints have their addresses back, so that a gateway which a pod has is an error
+/// that names the pod and not the loss of the pod.
+fn reserve(allocator: &mut Allocator, routers: podwire_api::Router) -> Result<(), Error> {
+    let addresses = routers.v4.map(Into::into).into_iter().chain(routers.v6.map(Into::into));
+    for address in addresses {
+        match allocator.reserve(address, "router") {
+            Ok(()) | Err(podwire_ipam::Error::OutsidePool { .. }) => {}
+            Err(podwire_ipam::Error::Held { address, holder }) => {
+                return Err(Error::RouterTaken { address, holder: holder.to_string() });
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+fn options(config: &Config) -> Options {
+    let attach = match config.attach {
+        AttachChoice::Auto => Attach::Auto,
+        AttachChoice::Tcx => Attach::Tcx,
+        AttachChoice::Tc => Attach::Clsact,
+    };
+    Options { slots: config.slots, flows: config.flows, attach, ..Options::new(&config.bpffs) }
+}
+
+fn boot_id() -> Result<String, Error> {
+    let path = Path::new("/proc/sys/kernel/random/boot_id");
+    let id = fs::read_to_string(path).map_err(|source| Error::Folder {
+        operation: "read",
+        path: path.to_owned(),
+        source,
+    })?;
+    Ok(id.trim().to_owned())
+}
+
+fn bind(socket: &Path) -> Result<StdListener, Error> {
+    let failed =
+        |operation| move |source| Error::Folder { operation, path: socket.to_owned(), source };
+    let listener = StdListener::bind(socket).map_err(failed("bind"))?;
+    // The folder is what protects it; this is for whoever opens the folder by mistake.
+    fs::set_permissions(socket, Permissions::from_mode(0o600)).map_err(failed("tighten"))?;
+    Ok(listener)
+}
+
+fn report(endpoints: &[Endpoint], repairs: &[Repair]) {
+    for Repair { object, found, done } in repairs {
+        tracing::warn!(object, found, done, "repaired");
+    }
+    tracing::info!(endpoints = endpoints.len(), repairs = repairs.len(), "restored");
+}
+
+/// An error as the log and the command line tell it: all reasons, then what to do.
+#[must_use]
+pub fn explain(error: &Error) -> String {
+    match error.hint() {
+        Some(hint) => format!("{}\n{hint}", chain(error)),
+        None => chain(error),
+    }
+}

@@ -1,0 +1,268 @@
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnetwork::IpNetwork;
+use podwire_api::{
+    DEFAULT_BPFFS, DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, NodeConfig, NodeName, Router,
+};
+
+use crate::Error;
+
+/// What an agent runs with. [`Config::new`] gives defaults for everything but name and prefixes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Config {
+    /// The node's name, which all marks carry.
+    pub node: NodeName,
+    /// Where pods get their addresses from, both families in any number.
+    pub pod_cidrs: Vec<IpNetwork>,
+    /// The pods' gateways; a family that is not named gets the first address of its first prefix.
+    pub router: Vec<IpAddr>,
+    /// MTU of the pods' interfaces; `None` for that of the interface with the default route.
+    pub mtu: Option<u32>,
+    /// MTU of the pods' default route, at most that of the interfaces, and the same if `None`.
+    pub route_mtu: Option<u32>,
+    /// Where the database is.
+    pub state_dir: PathBuf,
+    /// Where the socket and the notes are.
+    pub run_dir: PathBuf,
+    /// Where maps and links are pinned.
+    pub bpffs: PathBuf,
+    /// How programs are attached.
+    pub attach: AttachChoice,
+    /// How many endpoints there is room for.
+    pub slots: u32,
+    /// How many flows the datapath remembers.
+    pub flows: u32,
+    /// How long a lease waits for its endpoint.
+    pub pending_ttl: Duration,
+    /// How long a released address rests.
+    pub cooldown: Duration,
+}
+
+/// How programs are to be attached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum AttachChoice {
+    /// TCX where the kernel has it, else clsact filters.
+    #[default]
+    Auto,
+    /// TCX links.
+    Tcx,
+    /// clsact filters.
+    Tc,
+}
+
+impl Config {
+    /// A node of this name with these prefixes, and defaults for the rest.
+    #[must_use]
+    pub fn new(node: NodeName, pod_cidrs: Vec<IpNetwork>) -> Self {
+        Self {
+            node,
+            pod_cidrs,
+            router: Vec::new(),
+            mtu: None,
+            route_mtu: None,
+            state_dir: DEFAULT_STATE_DIR.into(),
+            run_dir: DEFAULT_RUN_DIR.into(),
+            bpffs: DEFAULT_BPFFS.into(),
+            attach: AttachChoice::Auto,
+            slots: 4096,
+            flows: 65_536,
+            pending_ttl: Duration::from_secs(300),
+            cooldown: Duration::from_secs(60),
+        }
+    }
+
+    /// The gateways: those named, and the first address of each other family.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`] when one cannot serve as a gateway, or its family has no prefix.
+    pub fn routers(&self) -> Result<Router, Error> {
+        let mut router = Router::default();
+        for &address in &self.router {
+            let wrong = |why: String| Error::Config { option: "--router-ip", why };
+            let family_has_prefix =
+                self.pod_cidrs.iter().any(|cidr| cidr.is_ipv4() == address.is_ipv4());
+            if !family_has_prefix {
+                return Err(wrong(format!("{address}: no --pod-cidr is of its family")));
+            }
+            if !is_plain(address) {
+                return Err(wrong(format!("{address} cannot be an interface's address")));
+            }
+            let taken = match address {
+                IpAddr::V4(v4) => router.v4.replace(v4).is_some(),
+                IpAddr::V6(v6) => router.v6.replace(v6).is_some(),
+            };
+            if taken {
+                return Err(wrong(format!("{address} is the second of its family")));
+            }
+        }
+        for cidr in &self.pod_cidrs {
+            match cidr {
+                IpNetwork::V4(net) => {
+                    router.v4.get_or_insert_with(|| first_v4(net.network(), net.prefix()));
+                }
+                IpNetwork::V6(net) => {
+                    router.v6.get_or_insert_with(|| first_v6(net.network(), net.prefix()));
+                }
+            }
+        }
+        Ok(router)
+    }
+
+    /// What the pods' side is told.
+    ///
+    /// # Errors
+    ///
+    /// As [`routers`](Self::routers).
+    pub fn node_config(&self) -> Result<NodeConfig, Error> {
+        Ok(NodeConfig {
+            name: self.node.clone(),
+            router: self.routers()?,
+            mtu: self.interface_mtu(),
+            route_mtu: self.default_route_mtu(),
+        })
+    }
+
+    pub(crate) fn interface_mtu(&self) -> u32 {
+        self.mtu.unwrap_or(1500)
+    }
+
+    pub(crate) fn default_route_mtu(&self) -> u32 {
+        self.route_mtu.unwrap_or(self.interface_mtu())
+    }
+
+    /// RFC 791 and RFC 8200, section 5; below 1280 the kernel takes IPv6 off the interface.
+    pub(crate) fn least_mtu(&self) -> u32 {
+        if self.pod_cidrs.iter().any(IpNetwork::is_ipv6) { 1280 } else { 576 }
+    }
+
+    /// Checks everything that can be checked without touching the machine.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`] names the option and what is wrong with it.
+    pub fn validate(&self) -> Result<(), Error> {
+        let wrong = |option, why| Err(Error::Config { option, why });
+        if self.pod_cidrs.is_empty() {
+            return wrong("--pod-cidr", "at least one is needed".into());
+        }
+        for cidr in &self.pod_cidrs {
+            if !is_plain(cidr.network()) || !is_plain(cidr.broadcast()) || cidr.prefix() < 8 {
+                return wrong("--pod-cidr", format!("{cidr} is no prefix for pods"));
+            }
+        }
+        self.routers()?;
+        let least = self.least_mtu();
+        let (mtu, route_mtu) = (self.interface_mtu(), self.default_route_mtu());
+        for (option, mtu) in [("--mtu", mtu), ("--route-mtu", route_mtu)] {
+            if !(least..=65_535).contains(&mtu) {
+                return wrong(option, format!("{mtu} is not between {least} and 65535"));
+            }
+        }
+        if route_mtu > mtu {
+            let why = format!("{route_mtu} is more than the interfaces' {mtu}");
+            return wrong("--route-mtu", why);
+        }
+        if !(1..=65_536).contains(&self.slots) {
+            return wrong("--slots", format!("{} is not between 1 and 65536", self.slots));
+        }
+        if !(1024..=4_194_304).contains(&self.flows) {
+            return wrong("--flows", format!("{} is not between 1024 and 4194304", self.flows));
+        }
+        let folders = [
+            ("--state-dir", &self.state_dir),
+            ("--run-dir", &self.run_dir),
+            ("--bpffs", &self.bpffs),
+        ];
+        for (option, folder) in folders {
+            if !folder.is_absolute() {
+                return wrong(option, format!("{} is not an absolute path", folder.display()));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Neither unspecified, loopback, multicast, link-local nor broadcast.
+fn is_plain(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => {
+            let special = v4.is_unspecified() || v4.is_loopback() || v4.is_link_local();
+            !special && v4.octets()[0] != 0 && v4.octets()[0] < 224
+        }
+        IpAddr::V6(v6) => {
+            let special = v6.is_unspecified() || v6.is_loopback() || v6.is_multicast();
+            !special && !v6.is_unicast_link_local() && v6.to_ipv4_mapped().is_none()
+        }
+    }
+}
+
+/// A /31 and a /32 have no network address (RFC 3021).
+fn first_v4(network: Ipv4Addr, prefix: u8) -> Ipv4Addr {
+    Ipv4Addr::from(u32::from(network) + u32::from(prefix < 31))
+}
+
+/// A /127 and a /128 have no subnet-router anycast address (RFC 6164).
+fn first_v6(network: Ipv6Addr, prefix: u8) -> Ipv6Addr {
+    Ipv6Addr::from(u128::from(network) + u128::from(prefix < 127))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(cidrs: &[&str]) -> Config {
+        let cidrs = cidrs.iter().map(|cidr| cidr.parse().unwrap()).collect();
+        Config::new("n1".parse().unwrap(), cidrs)
+    }
+
+    #[test]
+    fn first_addresses_are_the_gateways() {
+        let router = |cidrs: &[&str]| config(cidrs).routers().unwrap();
+        let both = router(&["10.1.0.0/24", "fd00:1::/64", "10.2.0.0/24"]);
+        assert_eq!(both.v4, Some([10, 1, 0, 1].into()));
+        assert_eq!(both.v6, Some("fd00:1::1".parse().unwrap()));
+        assert_eq!(router(&["10.1.0.0/24"]).v6, None);
+        assert_eq!(router(&["10.1.0.4/31"]).v4, Some([10, 1, 0, 4].into()));
+        assert_eq!(router(&["fd00::4/127"]).v6, Some("fd00::4".parse().unwrap()));
+    }
+
+    #[test]
+    fn named_gateways_win() {
+        let mut config = config(&["10.1.0.0/24", "fd00:1::/64"]);
+        config.router = vec!["10.1.0.254".parse().unwrap()];
+        let router = config.routers().unwrap();
+        assert_eq!(router.v4, Some([10, 1, 0, 254].into()));
+        assert_eq!(router.v6, Some("fd00:1::1".parse().unwrap()));
+    }
+
+    #[test]
+    fn wrong_values_are_named() {
+        let refused = |change: fn(&mut Config)| {
+            let mut config = config(&["10.1.0.0/24", "fd00:1::/64"]);
+            config.validate().unwrap();
+            change(&mut config);
+            match config.validate() {
+                Err(Error::Config { option, .. }) => option,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(refused(|c| c.pod_cidrs.clear()), "--pod-cidr");
+        assert_eq!(refused(|c| c.pod_cidrs[0] = "224.0.0.0/8".parse().unwrap()), "--pod-cidr");
+        assert_eq!(refused(|c| c.pod_cidrs[0] = "0.0.0.0/0".parse().unwrap()), "--pod-cidr");
+        assert_eq!(refused(|c| c.router = vec!["224.0.0.1".parse().unwrap()]), "--router-ip");
+        assert_eq!(refused(|c| c.router = vec!["10.1.0.1".parse().unwrap(); 2]), "--router-ip");
+        assert_eq!(refused(|c| c.mtu = Some(1279)), "--mtu");
+        assert_eq!(refused(|c| c.mtu = Some(65_536)), "--mtu");
+        assert_eq!(refused(|c| c.route_mtu = Some(1501)), "--route-mtu");
+        assert_eq!(refused(|c| c.slots = 0), "--slots");
+        assert_eq!(refused(|c| c.flows = 0), "--flows");
+        assert_eq!(refused(|c| c.run_dir = "run".into()), "--run-dir");
+        let mut four = config(&["10.1.0.0/24"]);
+        four.router = vec!["fd00::1".parse().unwrap()];
+        assert!(matches!(four.validate(), Err(Error::Config { option: "--router-ip", .. })));
+    }
+}

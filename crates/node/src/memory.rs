@@ -1,0 +1,135 @@
+//! The kernel's part in memory, for the tests of the rules above it.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::sync::Mutex;
+
+use podwire_api::{AttachMode, Delivery};
+
+use crate::error::Source;
+use crate::seam::{Datapath, Link, Links, Pin, Row};
+
+#[derive(Debug, Default)]
+pub(crate) struct MemoryDatapath {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    rows: BTreeMap<u32, Row>,
+    attached: BTreeMap<String, u32>,
+    failing: BTreeSet<String>,
+}
+
+impl MemoryDatapath {
+    /// Makes the next call of that name fail.
+    pub(crate) fn fail_next(&self, call: &str) {
+        self.state.lock().unwrap().failing.insert(call.into());
+    }
+
+    pub(crate) fn attached(&self) -> Vec<String> {
+        self.state.lock().unwrap().attached.keys().cloned().collect()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        let state = self.state.lock().unwrap();
+        state.rows.is_empty() && state.attached.is_empty()
+    }
+
+    fn call<T>(&self, name: &str, act: impl FnOnce(&mut State) -> T) -> Result<T, Source> {
+        let mut state = self.state.lock().unwrap();
+        if state.failing.remove(name) {
+            return Err(format!("{name} fails on purpose").into());
+        }
+        Ok(act(&mut state))
+    }
+}
+
+impl Datapath for MemoryDatapath {
+    fn mode(&self) -> AttachMode {
+        AttachMode::Tcx
+    }
+
+    fn add(&self, link: &str, row: &Row) -> Result<u32, Source> {
+        self.call("add", |state| {
+            let same = state.rows.iter().find(|(_, old)| old.ifindex == row.ifindex);
+            let free = || (0..).find(|slot| !state.rows.contains_key(slot));
+            let slot = same.map(|(slot, _)| *slot).or_else(free).unwrap();
+            state.rows.insert(slot, row.clone());
+            state.attached.insert(link.to_owned(), row.ifindex);
+            slot
+        })
+    }
+
+    fn remove(&self, link: &str, ifindex: u32) -> Result<(), Source> {
+        self.call("remove", |state| {
+            state.rows.retain(|_, row| row.ifindex != ifindex);
+            state.attached.remove(link);
+        })
+    }
+
+    fn set_delivery(&self, ifindex: u32, delivery: Delivery) -> Result<(), Source> {
+        self.call("set_delivery", |state| {
+            for row in state.rows.values_mut().filter(|row| row.ifindex == ifindex) {
+                row.delivery = delivery;
+            }
+        })
+    }
+
+    fn refresh(&self, link: &str, ifindex: u32) -> Result<(), Source> {
+        self.call("refresh", |state| {
+            state.attached.insert(link.to_owned(), ifindex);
+        })
+    }
+
+    fn rows(&self) -> Result<Vec<(u32, Row)>, Source> {
+        self.call("rows", |state| {
+            state.rows.iter().map(|(slot, row)| (*slot, row.clone())).collect()
+        })
+    }
+
+    fn pins(&self) -> Result<Option<Vec<Pin>>, Source> {
+        self.call("pins", |state| {
+            let pin =
+                |(link, index): (&String, &u32)| Pin { link: link.clone(), ifindex: Some(*index) };
+            Some(state.attached.iter().map(pin).collect())
+        })
+    }
+
+    fn settle(&self) -> Result<(), Source> {
+        self.call("settle", |_| ())
+    }
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct MemoryLinks {
+    links: Mutex<BTreeMap<u32, Link>>,
+}
+
+impl MemoryLinks {
+    pub(crate) fn insert(&self, link: Link) {
+        self.links.lock().unwrap().insert(link.index, link);
+    }
+
+    pub(crate) fn remove(&self, index: u32) {
+        self.links.lock().unwrap().remove(&index);
+    }
+}
+
+impl Links for MemoryLinks {
+    fn find(&self, name: &str) -> Result<Option<Link>, Source> {
+        Ok(self.links.lock().unwrap().values().find(|link| link.name == name).cloned())
+    }
+
+    fn all(&self) -> Result<Vec<Link>, Source> {
+        Ok(self.links.lock().unwrap().values().cloned().collect())
+    }
+
+    fn delete(&self, index: u32) -> Result<(), Source> {
+        self.remove(index);
+        Ok(())
+    }
+
+    fn foreign(&self, _indices: &[u32]) -> Result<HashSet<u32>, Source> {
+        Ok(HashSet::new())
+    }
+}

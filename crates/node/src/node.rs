@@ -1,0 +1,756 @@
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use ipnetwork::IpNetwork;
+use podwire_api::{
+    Delivery, Endpoint, EndpointId, EndpointRequest, Lease, LeaseReply, LeaseRequest, LeaseState,
+    Mark, NodeConfig, PoolUsage, Removed,
+};
+use podwire_ipam::{Addresses, Allocator, Owner, Request, Time};
+
+use crate::error::Source;
+use crate::seam::{Datapath, Link, Links, Row};
+use crate::store::Store;
+use crate::turns::Turns;
+use crate::worker::Worker;
+use crate::{Error, error};
+
+/// The node's endpoints and leases, and the rules by which they come and go.
+///
+/// Every call blocks: for the kernel, the disk, or another request about the same endpoint.
+#[derive(Debug)]
+pub(crate) struct Node {
+    config: NodeConfig,
+    started: Instant,
+    allocator: Mutex<Allocator>,
+    endpoints: Mutex<BTreeMap<EndpointId, Endpoint>>,
+    turns: Turns,
+    store: Store,
+    datapath: Arc<dyn Datapath>,
+    links: Arc<dyn Links>,
+    /// A grace period costs the same for one endpoint as for all that wait.
+    settle: Worker<(), Result<(), Arc<Source>>>,
+}
+
+impl Node {
+    /// A node with the endpoints that were restored; their leases are in the allocator already.
+    pub(crate) fn new(
+        config: NodeConfig,
+        allocator: Allocator,
+        endpoints: Vec<Endpoint>,
+        store: Store,
+        datapath: Arc<dyn Datapath>,
+        links: Arc<dyn Links>,
+    ) -> Result<Self, Error> {
+        let settling = datapath.clone();
+        let settle =
+            Worker::start("podwire-settle", move |_: Vec<()>| settling.settle().map_err(Arc::new))
+                .map_err(|source| Error::Kernel {
+                    operation: "start",
+                    object: "a thread".into(),
+                    source: source.into(),
+                })?;
+        let endpoints = endpoints.into_iter().map(|one| (one.id.clone(), one)).collect();
+        Ok(Self {
+            config,
+            started: Instant::now(),
+            allocator: Mutex::new(allocator),
+            endpoints: Mutex::new(endpoints),
+            turns: Turns::default(),
+            store,
+            datapath,
+            links,
+            settle,
+        })
+    }
+
+    pub(crate) fn uptime(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// Leases addresses until further notice.
+    pub(crate) fn lease(&self, request: &LeaseRequest) -> Result<LeaseReply, Error> {
+        let _turn = self.turns.take(&request.id);
+        let wanted = Request::default().with_addresses(&request.addresses)?;
+        let lease = {
+            let mut allocator = self.allocator();
+            let now = self.now();
+            log_expired(&allocator.expire(now));
+            allocator.allocate(&owner(&request.id), wanted, now)?
+        };
+        let addresses = lease.addresses.iter().map(IpNetwork::from).collect();
+        Ok(LeaseReply { addresses, node: self.config.clone() })
+    }
+
+    /// Takes a lease back that no endpoint stands behind.
+    pub(crate) fn release(&self, id: &EndpointId) -> Result<Removed, Error> {
+        let _turn = self.turns.take(id);
+        if self.endpoint(id).is_some() {
+            return Err(Error::Conflict(format!(
+                "the lease of {id} belongs to an endpoint; delete the endpoint"
+            )));
+        }
+        Ok(removed(self.drop_lease(id)))
+    }
+
+    /// Makes a link an endpoint.
+    pub(crate) fn create(
+        &self,
+        id: &EndpointId,
+        request: &EndpointRequest,
+    ) -> Result<Endpoint, Error> {
+        let _turn = self.turns.take(id);
+        let addresses = check_request(id, request)?;
+        let link = self.links.find(&request.host_link).map_err(look_up(&request.host_link))?;
+        check_link(&self.config, id, request, link.as_ref())?;
+        if let Some(present) = self.endpoint(id) {
+            if is_same(&present, request, addresses) {
+                return Ok(present);
+            }
+            if present.ifindex == request.ifindex {
+                let message = format!("endpoint {id} exists with other addresses or MACs");
+                return Err(Error::Conflict(message));
+            }
+            // The link that it was made for is gone, since this one has its name.
+            self.forget(&present)?;
+        }
+        self.claim(id, addresses)?;
+        let row = Row {
+            ifindex: request.ifindex,
+            mac: request.mac,
+            host_mac: request.host_mac,
+            addresses,
+            delivery: Delivery::Peer,
+        };
+        let endpoint = self.build(id, request, &row).inspect_err(|_| {
+            self.drop_lease(id);
+        })?;
+        self.endpoints().insert(id.clone(), endpoint.clone());
+        Ok(endpoint)
+    }
+
+    /// Removes an endpoint, or whatever there is of it.
+    pub(crate) fn delete(&self, id: &EndpointId) -> Result<Removed, Error> {
+        let _turn = self.turns.take(id);
+        if let Some(present) = self.endpoint(id) {
+            self.forget(&present)?;
+            self.delete_link(id)?;
+            return Ok(Removed::Removed);
+        }
+        // An ADD that failed half-way, or one that this agent has never heard of.
+        let link = self.delete_link(id)?;
+        let lease = self.drop_lease(id);
+        Ok(removed(link || lease))
+    }
+
+    /// Notes that a link is gone: its endpoint is out of the datapath, but keeps record and lease
+    /// until the runtime says DEL.
+    pub(crate) fn link_vanished(&self, ifindex: u32) -> Result<Option<EndpointId>, Error> {
+        let Some(present) = self.endpoint_of(ifindex) else { return Ok(None) };
+        let _turn = self.turns.take(&present.id);
+        // While we waited for our turn it may have been deleted, and a new one made.
+        if self.endpoint(&present.id).is_none_or(|now| now.ifindex != ifindex) {
+            return Ok(None);
+        }
+        self.datapath.remove(&present.host_link, ifindex).map_err(unmap(&present.id))?;
+        Ok(Some(present.id))
+    }
+
+    /// Sets how packets are delivered over a link, and says whose endpoint changed by that.
+    pub(crate) fn set_delivery(
+        &self,
+        ifindex: u32,
+        delivery: Delivery,
+    ) -> Result<Option<EndpointId>, Error> {
+        let Some(id) = self.endpoint_of(ifindex).map(|endpoint| endpoint.id) else {
+            return Ok(None);
+        };
+        let _turn = self.turns.take(&id);
+        let Some(mut endpoint) = self.endpoint(&id) else { return Ok(None) };
+        if endpoint.ifindex != ifindex || endpoint.delivery == delivery {
+            return Ok(None);
+        }
+        self.datapath.set_delivery(ifindex, delivery).map_err(map(&id))?;
+        endpoint.delivery = delivery;
+        // Not written to disk: the next start looks at the link itself.
+        self.endpoints().insert(id.clone(), endpoint);
+        Ok(Some(id))
+    }
+
+    /// One endpoint.
+    pub(crate) fn endpoint(&self, id: &EndpointId) -> Option<Endpoint> {
+        self.endpoints().get(id).cloned()
+    }
+
+    /// All endpoints, sorted by id.
+    pub(crate) fn list(&self) -> Vec<Endpoint> {
+        self.endpoints().values().cloned().collect()
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.endpoints().len()
+    }
+
+    /// All leases, sorted by owner.
+    pub(crate) fn leases(&self) -> Vec<Lease> {
+        let mut leases: Vec<Lease> = self.allocator().leases().filter_map(api_lease).collect();
+        leases.sort_by(|a, b| a.id.cmp(&b.id));
+        leases
+    }
+
+    /// How full the pool is.
+    pub(crate) fn pools(&self) -> Vec<PoolUsage> {
+        let usage = self.allocator().usage();
+        let pools = usage.cidrs.iter().map(|entry| PoolUsage {
+            cidr: entry.cidr,
+            size: entry.usage.size.try_into().unwrap_or(u64::MAX),
+            used: entry.usage.used,
+            pending: entry.usage.pending,
+            cooling: entry.usage.cooling,
+            reserved: entry.usage.reserved,
+        });
+        pools.collect()
+    }
+
+    /// Takes back what was leased and never used.
+    pub(crate) fn expire(&self) {
+        let now = self.now();
+        log_expired(&self.allocator().expire(now));
+    }
+
+    /// Datapath and record of an endpoint whose link and lease have been checked.
+    fn build(
+        &self,
+        id: &EndpointId,
+        request: &EndpointRequest,
+        row: &Row,
+    ) -> Result<Endpoint, Error> {
+        let slot = self.datapath.add(&request.host_link, row).map_err(map(id))?;
+        let endpoint = Endpoint {
+            id: id.clone(),
+            host_link: request.host_link.clone(),
+            ifindex: request.ifindex,
+            mac: request.mac,
+            host_mac: request.host_mac,
+            addresses: row.addresses.iter().collect(),
+            slot,
+            delivery: row.delivery,
+            created: seconds_since_1970(),
+            network: request.network.clone(),
+            pod: request.pod.clone(),
+        };
+        let recorded = self.store.put(&endpoint).map_err(shared);
+        recorded.inspect_err(|_| {
+            // What stays behind is found and removed when the agent starts next.
+            if let Err(error) = self.datapath.remove(&request.host_link, request.ifindex) {
+                let reason = error::chain(&*error);
+                tracing::warn!(%id, error = reason, "undoing a failed endpoint");
+            }
+        })?;
+        Ok(endpoint)
+    }
+
+    /// Confirms the lease of these addresses. An agent that was restarted meanwhile does not know
+    /// it any more and leases them again, if they are still free.
+    fn claim(&self, id: &EndpointId, addresses: Addresses) -> Result<(), Error> {
+        let owner = owner(id);
+        let mut allocator = self.allocator();
+        let held = allocator.lease(&owner).map(|lease| lease.addresses);
+        let leased = match held {
+            Some(held) => held,
+            None => {
+                let list: Vec<IpAddr> = addresses.iter().collect();
+                let request = Request::default().with_addresses(&list)?;
+                allocator.allocate(&owner, request, self.now())?.addresses
+            }
+        };
+        if leased != addresses {
+            if held.is_none() {
+                allocator.release(&owner, self.now());
+            }
+            let message = format!("endpoint {id} has {addresses}, but {leased} is its lease");
+            return Err(Error::Conflict(message));
+        }
+        allocator.confirm(&owner)?;
+        Ok(())
+    }
+
+    /// Takes an endpoint out of datapath, records and leases, in the order that leaves no moment in
+    /// which a packet for its address could reach the next owner of it.
+    fn forget(&self, endpoint: &Endpoint) -> Result<(), Error> {
+        let Endpoint { id, host_link, ifindex, .. } = endpoint;
+        self.datapath.remove(host_link, *ifindex).map_err(unmap(id))?;
+        self.settle.call(()).unwrap_or_else(|| Ok(())).map_err(|source| Error::Datapath {
+            operation: "wait for a grace period after",
+            object: format!("endpoint {id}"),
+            source: source.to_string().into(),
+        })?;
+        self.store.delete(id).map_err(shared)?;
+        self.endpoints().remove(id);
+        self.drop_lease(id);
+        Ok(())
+    }
+
+    /// Deletes the host link of `id`, if one stands that bears its mark.
+    fn delete_link(&self, id: &EndpointId) -> Result<bool, Error> {
+        let name = id.host_link();
+        let Some(link) = self.links.find(&name).map_err(look_up(&name))? else {
+            return Ok(false);
+        };
+        if !bears_mark(&self.config, id, &link) {
+            return Ok(false);
+        }
+        self.links.delete(link.index).map_err(|source| Error::Kernel {
+            operation: "delete link",
+            object: name,
+            source,
+        })?;
+        Ok(true)
+    }
+
+    fn drop_lease(&self, id: &EndpointId) -> bool {
+        let now = self.now();
+        let released = self.allocator().release(&owner(id), now);
+        matches!(released, podwire_ipam::Release::Released(_))
+    }
+
+    fn endpoint_of(&self, ifindex: u32) -> Option<Endpoint> {
+        self.endpoints().values().find(|endpoint| endpoint.ifindex == ifindex).cloned()
+    }
+
+    /// The allocator's clock: it stands still while the agent is down, and so do its cool-downs.
+    fn now(&self) -> Time {
+        Time::new(self.started.elapsed())
+    }
+
+    fn allocator(&self) -> MutexGuard<'_, Allocator> {
+        self.allocator.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn endpoints(&self) -> MutexGuard<'_, BTreeMap<EndpointId, Endpoint>> {
+        self.endpoints.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The owner of an endpoint's lease.
+pub(crate) fn owner(id: &EndpointId) -> Owner {
+    Owner::new(id.container_id.as_str(), id.ifname.as_str())
+}
+
+fn check_request(id: &EndpointId, request: &EndpointRequest) -> Result<Addresses, Error> {
+    let expected = id.host_link();
+    if request.host_link != expected {
+        let message =
+            format!("the host link of {id} is called {expected}, not {}", request.host_link);
+        return Err(Error::Invalid(message));
+    }
+    for (whose, mac) in [("container's", request.mac), ("host link's", request.host_mac)] {
+        if !mac.is_unicast() {
+            return Err(Error::Invalid(format!("the {whose} MAC {mac} is no unicast address")));
+        }
+    }
+    if request.mac == request.host_mac {
+        return Err(Error::Invalid(format!("both ends have the MAC {}", request.mac)));
+    }
+    let addresses = Addresses::from_list(&request.addresses)?;
+    if addresses.is_empty() {
+        return Err(Error::Invalid(format!("endpoint {id} has no address")));
+    }
+    Ok(addresses)
+}
+
+fn check_link(
+    config: &NodeConfig,
+    id: &EndpointId,
+    request: &EndpointRequest,
+    link: Option<&Link>,
+) -> Result<(), Error> {
+    let refused = |why: String| Error::LinkRefused { link: request.host_link.clone(), why };
+    let link = link.ok_or_else(|| refused("the agent's network namespace has none".into()))?;
+    if link.index != request.ifindex {
+        return Err(refused(format!("its index is {}, not {}", link.index, request.ifindex)));
+    }
+    if !bears_mark(config, id, link) {
+        let mark = Mark::Endpoint { node: config.name.clone(), id: id.clone() };
+        let why = match &link.alias {
+            Some(alias) => format!("its alias is {alias:?}, not {mark}"),
+            None => format!("it does not have the alias {mark}"),
+        };
+        return Err(refused(why));
+    }
+    if link.kind.as_deref() != Some("veth") {
+        let kind = link.kind.as_deref().unwrap_or("unknown");
+        return Err(refused(format!("it is of kind {kind}, not veth")));
+    }
+    if link.mac != Some(request.host_mac) {
+        let found = link.mac.map_or_else(|| "none".to_owned(), |mac| mac.to_string());
+        return Err(refused(format!("its MAC is {found}, not {}", request.host_mac)));
+    }
+    Ok(())
+}
+
+fn bears_mark(config: &NodeConfig, id: &EndpointId, link: &Link) -> bool {
+    let mark = Mark::Endpoint { node: config.name.clone(), id: id.clone() };
+    link.alias.as_deref() == Some(mark.to_string().as_str())
+}
+
+fn is_same(present: &Endpoint, request: &EndpointRequest, addresses: Addresses) -> bool {
+    present.ifindex == request.ifindex
+        && present.mac == request.mac
+        && present.host_mac == request.host_mac
+        && Addresses::from_list(&present.addresses) == Ok(addresses)
+}
+
+fn api_lease(lease: &podwire_ipam::Lease) -> Option<Lease> {
+    // Owners are made of endpoint ids, and so turn back into them.
+    let id = EndpointId::new(lease.owner.container_id(), lease.owner.ifname()).ok()?;
+    let state = match lease.state {
+        podwire_ipam::LeaseState::Pending { .. } => LeaseState::Pending,
+        podwire_ipam::LeaseState::Confirmed => LeaseState::Confirmed,
+    };
+    Some(Lease { id, addresses: lease.addresses.iter().collect(), state })
+}
+
+fn log_expired(leases: &[podwire_ipam::Lease]) {
+    for lease in leases {
+        tracing::info!(owner = %lease.owner, addresses = %lease.addresses, "lease expired unused");
+    }
+}
+
+fn removed(something: bool) -> Removed {
+    if something { Removed::Removed } else { Removed::Absent }
+}
+
+fn seconds_since_1970() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// An error that several requests share keeps its words, not its type.
+fn shared(error: Arc<Error>) -> Error {
+    Arc::try_unwrap(error).unwrap_or_else(|error| Error::Store {
+        operation: "write",
+        path: match &*error {
+            Error::Store { path, .. } => path.clone(),
+            _ => std::path::PathBuf::new(),
+        },
+        source: error::chain(&*error).into(),
+    })
+}
+
+fn look_up(link: &str) -> impl FnOnce(Source) -> Error + use<> {
+    let object = link.to_owned();
+    move |source| Error::Kernel { operation: "look up link", object, source }
+}
+
+fn map(id: &EndpointId) -> impl FnOnce(Source) -> Error + use<> {
+    let object = format!("endpoint {id} into the datapath");
+    move |source| Error::Datapath { operation: "write", object, source }
+}
+
+fn unmap(id: &EndpointId) -> impl FnOnce(Source) -> Error + use<> {
+    let object = format!("endpoint {id} from the datapath");
+    move |source| Error::Datapath { operation: "remove", object, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use podwire_api::{ErrorCode, Mac};
+    use podwire_ipam::PoolConfig;
+
+    use super::*;
+    use crate::memory::{MemoryDatapath, MemoryLinks};
+
+    const MAC: Mac = Mac([2, 0, 0, 0, 0, 1]);
+    const HOST_MAC: Mac = Mac([2, 0, 0, 0, 0, 2]);
+
+    struct Bench {
+        node: Node,
+        datapath: Arc<MemoryDatapath>,
+        links: Arc<MemoryLinks>,
+        _folder: tempfile::TempDir,
+    }
+
+    fn bench_of(cidrs: &[&str]) -> Bench {
+        let folder = tempfile::tempdir().unwrap();
+        let cidrs: Vec<IpNetwork> = cidrs.iter().map(|cidr| cidr.parse().unwrap()).collect();
+        let config = crate::Config::new("n1".parse().unwrap(), cidrs.clone());
+        let allocator = Allocator::new(&PoolConfig::new("default", cidrs)).unwrap();
+        let path = folder.path().join("podwire.redb");
+        let opened = Store::open(&path, &config.node, "boot").unwrap();
+        let datapath = Arc::new(MemoryDatapath::default());
+        let links = Arc::new(MemoryLinks::default());
+        let node = Node::new(
+            config.node_config().unwrap(),
+            allocator,
+            Vec::new(),
+            opened.store,
+            datapath.clone(),
+            links.clone(),
+        )
+        .unwrap();
+        Bench { node, datapath, links, _folder: folder }
+    }
+
+    fn bench() -> Bench {
+        bench_of(&["10.1.0.0/24", "fd00:1::/64"])
+    }
+
+    fn id(container: &str) -> EndpointId {
+        EndpointId::new(container, "eth0").unwrap()
+    }
+
+    impl Bench {
+        fn lease(&self, container: &str) -> Result<Vec<IpAddr>, Error> {
+            let request = LeaseRequest { id: id(container), pod: None, addresses: Vec::new() };
+            let reply = self.node.lease(&request)?;
+            Ok(reply.addresses.iter().map(IpNetwork::ip).collect())
+        }
+
+        fn plug(&self, container: &str, index: u32) {
+            let id = id(container);
+            let mark = Mark::Endpoint { node: self.node.config.name.clone(), id: id.clone() };
+            self.links.insert(Link {
+                name: id.host_link(),
+                index,
+                kind: Some("veth".into()),
+                mac: Some(HOST_MAC),
+                alias: Some(mark.to_string()),
+                group: 0,
+            });
+        }
+
+        fn request(container: &str, index: u32, addresses: &[IpAddr]) -> EndpointRequest {
+            EndpointRequest {
+                host_link: id(container).host_link(),
+                ifindex: index,
+                mac: MAC,
+                host_mac: HOST_MAC,
+                addresses: addresses.to_vec(),
+                network: None,
+                pod: None,
+            }
+        }
+
+        fn add(&self, container: &str, index: u32) -> Result<Endpoint, Error> {
+            let addresses = self.lease(container)?;
+            self.plug(container, index);
+            self.node.create(&id(container), &Self::request(container, index, &addresses))
+        }
+
+        fn is_empty(&self) -> bool {
+            self.node.list().is_empty()
+                && self.node.leases().is_empty()
+                && self.datapath.is_empty()
+                && self.links.all().unwrap().is_empty()
+        }
+    }
+
+    #[test]
+    fn add_and_delete_leave_nothing() {
+        let bench = bench();
+        let endpoint = bench.add("c1", 7).unwrap();
+        assert_eq!(endpoint.addresses.len(), 2);
+        assert_eq!(bench.datapath.attached(), [id("c1").host_link()]);
+        assert_eq!(bench.node.endpoint(&id("c1")), Some(endpoint));
+        assert_eq!(bench.node.leases()[0].state, LeaseState::Confirmed);
+        assert_eq!(bench.node.delete(&id("c1")).unwrap(), Removed::Removed);
+        assert!(bench.is_empty());
+        assert_eq!(bench.node.delete(&id("c1")).unwrap(), Removed::Absent);
+    }
+
+    #[test]
+    fn adding_again_is_the_same() {
+        let bench = bench();
+        let first = bench.add("c1", 7).unwrap();
+        assert_eq!(bench.add("c1", 7).unwrap(), first);
+        let other = Bench::request("c1", 7, &first.addresses[..1]);
+        let error = bench.node.create(&id("c1"), &other).unwrap_err();
+        assert_eq!(error.body().code, ErrorCode::Conflict);
+    }
+
+    #[test]
+    fn a_link_born_again_replaces_the_endpoint() {
+        let bench = bench();
+        let first = bench.add("c1", 7).unwrap();
+        bench.links.remove(7);
+        bench.plug("c1", 8);
+        let request = Bench::request("c1", 8, &first.addresses);
+        let second = bench.node.create(&id("c1"), &request).unwrap();
+        assert_eq!(second.ifindex, 8);
+        assert_eq!(bench.datapath.rows().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn links_that_are_not_ours_are_refused() {
+        let bench = bench();
+        let addresses = bench.lease("c1").unwrap();
+        let refusal = |link: Option<Link>, request: &EndpointRequest| {
+            bench.links.remove(7);
+            bench.links.remove(8);
+            if let Some(link) = link {
+                bench.links.insert(link);
+            }
+            let error = bench.node.create(&id("c1"), request).unwrap_err();
+            assert!(bench.datapath.is_empty());
+            error.body()
+        };
+        let good = Bench::request("c1", 7, &addresses);
+        bench.plug("c1", 7);
+        let link = bench.links.find(&id("c1").host_link()).unwrap().unwrap();
+        let denied = |link, what: &str| {
+            let body = refusal(link, &good);
+            assert_eq!(body.code, ErrorCode::Denied, "{body:?}");
+            assert!(body.message.contains(what), "{body:?}");
+        };
+        denied(None, "namespace has none");
+        denied(Some(Link { index: 8, ..link.clone() }), "index is 8");
+        denied(Some(Link { alias: None, ..link.clone() }), "does not have the alias");
+        let foreign = Some("podwire:n2:c1/eth0".to_owned());
+        denied(Some(Link { alias: foreign, ..link.clone() }), "its alias is");
+        denied(Some(Link { kind: Some("dummy".into()), ..link.clone() }), "kind dummy");
+        denied(Some(Link { mac: Some(MAC), ..link.clone() }), "its MAC is");
+
+        let invalid = |change: fn(&mut EndpointRequest)| {
+            let mut request = good.clone();
+            change(&mut request);
+            assert_eq!(refusal(Some(link.clone()), &request).code, ErrorCode::Invalid);
+        };
+        invalid(|request| request.host_link = "eth0".into());
+        invalid(|request| request.mac = Mac([0; 6]));
+        invalid(|request| request.mac = request.host_mac);
+        invalid(|request| request.addresses.clear());
+        invalid(|request| request.addresses[1] = [10, 1, 0, 77].into());
+    }
+
+    #[test]
+    fn addresses_must_be_leased() {
+        let bench = bench();
+        bench.add("c1", 7).unwrap();
+        bench.plug("c2", 8);
+        let code = |addresses: &[&str]| {
+            let addresses: Vec<_> = addresses.iter().map(|text| text.parse().unwrap()).collect();
+            let request = Bench::request("c2", 8, &addresses);
+            bench.node.create(&id("c2"), &request).unwrap_err().body().code
+        };
+        assert_eq!(code(&["10.1.0.1", "fd00:1::1"]), ErrorCode::Conflict);
+        assert_eq!(code(&["10.9.0.1", "fd00:1::9"]), ErrorCode::Invalid);
+        // A pod of a dual-stack node has both.
+        assert_eq!(code(&["10.1.0.9"]), ErrorCode::Conflict);
+        assert_eq!(bench.node.leases().len(), 1);
+        // A lease that a restarted agent has forgotten is made anew.
+        let addresses = ["10.1.0.9".parse().unwrap(), "fd00:1::9".parse().unwrap()];
+        bench.node.create(&id("c2"), &Bench::request("c2", 8, &addresses)).unwrap();
+    }
+
+    #[test]
+    fn failures_are_undone() {
+        let bench = bench();
+        bench.datapath.fail_next("add");
+        let error = bench.add("c1", 7).unwrap_err();
+        assert_eq!(error.body().code, ErrorCode::Internal);
+        bench.links.remove(7);
+        assert!(bench.is_empty(), "{:?}", bench.node);
+        bench.add("c1", 7).unwrap();
+    }
+
+    #[test]
+    fn a_failed_delete_keeps_the_address() {
+        let bench = bench();
+        let endpoint = bench.add("c1", 7).unwrap();
+        for failing in ["remove", "settle"] {
+            bench.datapath.fail_next(failing);
+            bench.node.delete(&id("c1")).unwrap_err();
+            assert_eq!(bench.node.leases()[0].addresses, endpoint.addresses, "{failing}");
+            assert!(bench.node.endpoint(&id("c1")).is_some(), "{failing}");
+        }
+        assert_eq!(bench.node.delete(&id("c1")).unwrap(), Removed::Removed);
+    }
+
+    #[test]
+    fn leases_come_and_go() {
+        let bench = bench();
+        let first = bench.lease("c1").unwrap();
+        assert_eq!(bench.lease("c1").unwrap(), first);
+        assert_eq!(bench.node.leases()[0].state, LeaseState::Pending);
+        assert_eq!(bench.node.release(&id("c1")).unwrap(), Removed::Removed);
+        assert_eq!(bench.node.release(&id("c1")).unwrap(), Removed::Absent);
+        bench.add("c1", 7).unwrap();
+        let error = bench.node.release(&id("c1")).unwrap_err();
+        assert_eq!(error.body().code, ErrorCode::Conflict);
+    }
+
+    #[test]
+    fn a_full_pool_says_so() {
+        let bench = bench_of(&["10.1.0.0/30"]);
+        bench.lease("c1").unwrap();
+        bench.lease("c2").unwrap();
+        let body = bench.lease("c3").unwrap_err().body();
+        assert_eq!(body.code, ErrorCode::Exhausted);
+        assert!(body.hint.is_some() && body.message.contains("size 2"), "{body:?}");
+    }
+
+    #[test]
+    fn half_an_add_is_deleted() {
+        let bench = bench();
+        bench.lease("c1").unwrap();
+        bench.plug("c1", 7);
+        assert_eq!(bench.node.delete(&id("c1")).unwrap(), Removed::Removed);
+        assert!(bench.is_empty());
+    }
+
+    #[test]
+    fn a_stranger_with_the_name_stays() {
+        let bench = bench();
+        bench.plug("c1", 7);
+        let link = bench.links.find(&id("c1").host_link()).unwrap().unwrap();
+        bench.links.insert(Link { alias: None, ..link });
+        assert_eq!(bench.node.delete(&id("c1")).unwrap(), Removed::Absent);
+        assert_eq!(bench.links.all().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn vanished_links_leave_the_datapath() {
+        let bench = bench();
+        bench.add("c1", 7).unwrap();
+        bench.links.remove(7);
+        assert_eq!(bench.node.link_vanished(7).unwrap(), Some(id("c1")));
+        assert!(bench.datapath.is_empty());
+        assert_eq!(bench.node.link_vanished(99).unwrap(), None);
+        // The runtime has not said DEL: the address is not given to somebody else.
+        assert_eq!(bench.node.leases().len(), 1);
+        assert_eq!(bench.node.delete(&id("c1")).unwrap(), Removed::Removed);
+        assert!(bench.is_empty());
+    }
+
+    #[test]
+    fn delivery_follows_the_link() {
+        let bench = bench();
+        bench.add("c1", 7).unwrap();
+        let set = |delivery| bench.node.set_delivery(7, delivery).unwrap();
+        assert_eq!(set(Delivery::Peer), None);
+        assert_eq!(set(Delivery::Egress), Some(id("c1")));
+        assert_eq!(set(Delivery::Egress), None);
+        assert_eq!(bench.datapath.rows().unwrap()[0].1.delivery, Delivery::Egress);
+        assert_eq!(bench.node.endpoint(&id("c1")).unwrap().delivery, Delivery::Egress);
+    }
+
+    #[test]
+    fn many_at_a_time() {
+        let bench = bench();
+        std::thread::scope(|scope| {
+            for thread in 0..32 {
+                let bench = &bench;
+                scope.spawn(move || {
+                    for round in 0..4 {
+                        let name = format!("c{thread}-{round}");
+                        bench.add(&name, 100 + thread * 4 + round).unwrap();
+                        assert_eq!(bench.node.delete(&id(&name)).unwrap(), Removed::Removed);
+                    }
+                });
+            }
+        });
+        assert!(bench.is_empty());
+    }
+}

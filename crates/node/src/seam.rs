@@ -1,0 +1,83 @@
+//! What the agent needs of the kernel, as the agent sees it. Two implementations stand behind each
+//! trait: the kernel's, and one in memory that the tests of the rules above it run on.
+
+use std::collections::HashSet;
+use std::fmt::Debug;
+
+use podwire_api::{AttachMode, Delivery, Mac};
+use podwire_ipam::Addresses;
+
+use crate::error::Source;
+
+/// An endpoint as the datapath has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Row {
+    pub(crate) ifindex: u32,
+    pub(crate) mac: Mac,
+    pub(crate) host_mac: Mac,
+    pub(crate) addresses: Addresses,
+    pub(crate) delivery: Delivery,
+}
+
+/// A pin of a program's attachment, named as its host link.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Pin {
+    pub(crate) link: String,
+    /// The interface it is attached to; `None` when that is gone, or a part of the pin is.
+    pub(crate) ifindex: Option<u32>,
+}
+
+/// The programs and maps.
+pub(crate) trait Datapath: Debug + Send + Sync {
+    /// How programs are attached.
+    fn mode(&self) -> AttachMode;
+
+    /// Makes an endpoint known and attaches the programs to its host link, or changes the one that
+    /// is known on that interface, and says in which slot. A failure leaves nothing behind.
+    fn add(&self, link: &str, row: &Row) -> Result<u32, Source>;
+
+    /// Forgets the endpoint of an interface, and detaches the programs. Packets on their way may
+    /// still see it until the next [`settle`](Self::settle). Nothing there is no error.
+    fn remove(&self, link: &str, ifindex: u32) -> Result<(), Source>;
+
+    /// Changes how packets are handed to the endpoint of an interface.
+    fn set_delivery(&self, ifindex: u32, delivery: Delivery) -> Result<(), Source>;
+
+    /// Puts today's programs in the place of those on a host link, without a gap.
+    fn refresh(&self, link: &str, ifindex: u32) -> Result<(), Source>;
+
+    /// All endpoints, with their slots.
+    fn rows(&self) -> Result<Vec<(u32, Row)>, Source>;
+
+    /// What is pinned, of all host links; `None` where attaching leaves no pins.
+    fn pins(&self) -> Result<Option<Vec<Pin>>, Source>;
+
+    /// Waits until no packet is on its way that may have seen rows removed before.
+    fn settle(&self) -> Result<(), Source>;
+}
+
+/// A network interface of the agent's namespace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Link {
+    pub(crate) name: String,
+    pub(crate) index: u32,
+    pub(crate) kind: Option<String>,
+    pub(crate) mac: Option<Mac>,
+    pub(crate) alias: Option<String>,
+    pub(crate) group: u32,
+}
+
+/// The interfaces of the agent's namespace.
+pub(crate) trait Links: Debug + Send + Sync {
+    /// The link of that name.
+    fn find(&self, name: &str) -> Result<Option<Link>, Source>;
+
+    /// All of them.
+    fn all(&self) -> Result<Vec<Link>, Source>;
+
+    /// Deletes one. Nothing there is no error.
+    fn delete(&self, index: u32) -> Result<(), Source>;
+
+    /// Those that carry a queueing discipline or filter that is not ours, among these.
+    fn foreign(&self, indices: &[u32]) -> Result<HashSet<u32>, Source>;
+}

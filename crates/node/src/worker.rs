@@ -1,0 +1,108 @@
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::thread::{self, JoinHandle};
+
+/// A thread that does what several callers ask for at the same time as one act: whatever has
+/// gathered while it was busy is its next batch.
+///
+/// It serves what is dear and costs the same for one as for many: a sync to disk, a grace period.
+#[derive(Debug)]
+pub(crate) struct Worker<J, R> {
+    /// Only `None` while it is being dropped.
+    jobs: Option<Sender<(J, Sender<R>)>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// The most that one batch takes, so that the first of it does not wait for a thousand others.
+const BATCH: usize = 256;
+
+impl<J: Send + 'static, R: Clone + Send + 'static> Worker<J, R> {
+    /// Starts the thread. Dropping the worker waits for its end, and so for what `act` owns.
+    pub(crate) fn start(
+        name: &str,
+        act: impl FnMut(Vec<J>) -> R + Send + 'static,
+    ) -> std::io::Result<Self> {
+        let (jobs, queue) = mpsc::channel();
+        // redb's B-tree code and the map calls need little; the default of 2 MiB is address space
+        // that counts in some accounting.
+        let thread = thread::Builder::new()
+            .name(name.to_owned())
+            .stack_size(512 << 10)
+            .spawn(move || serve(&queue, act))?;
+        Ok(Self { jobs: Some(jobs), thread: Some(thread) })
+    }
+
+    /// Has `job` done, and waits for it. `None` if the thread has died.
+    pub(crate) fn call(&self, job: J) -> Option<R> {
+        let (reply, answer) = mpsc::channel();
+        self.jobs.as_ref()?.send((job, reply)).ok()?;
+        answer.recv().ok()
+    }
+}
+
+impl<J, R> Drop for Worker<J, R> {
+    fn drop(&mut self) {
+        drop(self.jobs.take());
+        if let Some(thread) = self.thread.take() {
+            // A panic of the thread has been told to its callers.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn serve<J, R: Clone>(queue: &Receiver<(J, Sender<R>)>, mut act: impl FnMut(Vec<J>) -> R) {
+    while let Ok(first) = queue.recv() {
+        let (jobs, replies): (Vec<J>, Vec<Sender<R>>) =
+            std::iter::once(first).chain(queue.try_iter().take(BATCH - 1)).unzip();
+        let result = act(jobs);
+        for reply in replies {
+            // A caller that has gone needs no answer.
+            let _ = reply.send(result.clone());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::{Arc, Barrier};
+
+    use super::*;
+
+    #[test]
+    fn what_gathers_is_one_batch() {
+        let batches = Arc::new(AtomicUsize::new(0));
+        let entered = Arc::new(Barrier::new(2));
+        let worker = Arc::new({
+            let (batches, entered) = (batches.clone(), entered.clone());
+            Worker::start("test", move |jobs: Vec<u32>| {
+                if batches.fetch_add(1, Ordering::SeqCst) == 0 {
+                    // Holds the first batch until the others have queued.
+                    entered.wait();
+                    entered.wait();
+                }
+                jobs.iter().sum::<u32>()
+            })
+            .unwrap()
+        });
+        let first = thread::spawn({
+            let worker = worker.clone();
+            move || worker.call(1)
+        });
+        entered.wait();
+        let (reply, answers) = mpsc::channel();
+        for job in [10, 20, 30] {
+            worker.jobs.as_ref().unwrap().send((job, reply.clone())).unwrap();
+        }
+        entered.wait();
+        assert_eq!(first.join().unwrap(), Some(1));
+        assert_eq!(answers.iter().take(3).collect::<Vec<_>>(), [60, 60, 60]);
+        assert_eq!(batches.load(Ordering::SeqCst), 2);
+    }
+
+    #[test]
+    fn a_dead_worker_is_told() {
+        let worker = Worker::start("test", |_: Vec<()>| -> () { panic!("on purpose") }).unwrap();
+        assert_eq!(worker.call(()), None);
+        assert_eq!(worker.call(()), None);
+    }
+}
