@@ -1,4 +1,4 @@
-//! Loads, attaches, pins and test-runs eBPF programs; typed maps with batch operations and in-memory twins for tests
+#![doc = include_str!("../README.md")]
 #![deny(unsafe_code)]
 
 mod attach;

@@ -20,7 +20,7 @@ use crate::verifier;
 
 /// Makes kernel objects of an eBPF object file.
 ///
-/// Minimum kernel: 5.10 as tested by the features used; each map and attachment says its own.
+/// Minimum kernel: 5.10; each kind of map and each way of attaching says its own.
 /// Privileges: `CAP_BPF` and `CAP_NET_ADMIN`, or root.
 ///
 /// ```no_run
@@ -96,6 +96,9 @@ impl<'o> Loader<'o> {
 
     /// Makes the maps, loads the programs, pins the maps, in this order: what fails leaves nothing
     /// behind.
+    ///
+    /// The process's limit of locked memory is lifted first, as by
+    /// [`raise_memlock`](crate::raise_memlock).
     ///
     /// The result holds every map and program; a program stays loaded while something holds it: the
     /// [`Object`], a link, a pin, a slot of a program array.

@@ -1,7 +1,8 @@
 //! Many entries in one call.
 //!
-//! The kernel reads a hash table bucket by bucket under its lock, so a batch holds each entry that
-//! was there throughout exactly once, which walking key by key does not promise.
+//! The kernel reads a hash table bucket by bucket, each under its lock, so that an entry that is
+//! there throughout is read exactly once, which walking key by key does not promise. Arrays and
+//! tries it walks key by key inside the call.
 
 use std::io;
 

@@ -153,8 +153,8 @@ impl<D: MapKey, V: MapValue> LpmTrie<D, V> {
 
     /// Reads all entries, in batches. Minimum kernel: 5.6.
     ///
-    /// The kernel walks a trie prefix by prefix inside the call: what is inserted or removed
-    /// meanwhile may or may not be among them.
+    /// The kernel walks a trie prefix by prefix, and begins again when the prefix it stands on is
+    /// removed meanwhile: then entries may come twice.
     #[doc(alias = "BPF_MAP_LOOKUP_BATCH")]
     pub fn entries(&self) -> Result<Vec<(Prefix<D>, V)>> {
         self.map.read_batches(Afterwards::Keep, |key: WireKey<D>, value| {
