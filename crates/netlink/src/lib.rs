@@ -29,7 +29,9 @@ pub use link::{
 pub use name::{IfIndex, IfName, InvalidIfIndex, InvalidIfName, InvalidMacAddr, MacAddr};
 pub use neighbour::{Neighbour, NeighbourFlags, NeighbourState};
 pub use netlink::Netlink;
-pub use request::{Add, Answers, Delete, Entity, LinkId, Operation, Replace, Request, Subject};
+pub use request::{
+    Add, Answers, Append, Delete, Entity, LinkId, Operation, Replace, Request, Subject,
+};
 pub use route::{
     MtuLock, NextHop, OnLink, Route, RouteFilter, RouteKind, RouteMtu, RouteProtocol, Scope,
     TableId,

@@ -16,11 +16,12 @@ pub(crate) const NLM_F_DUMP: u16 = 0x300;
 pub(crate) const NLM_F_REPLACE: u16 = 0x100;
 pub(crate) const NLM_F_EXCL: u16 = 0x200;
 pub(crate) const NLM_F_CREATE: u16 = 0x400;
+pub(crate) const NLM_F_APPEND: u16 = 0x800;
 
 /// One request.
 ///
-/// The crate's own are [`Add`], [`Replace`] and [`Delete`] over every [`Entity`], and those of
-/// [`link`](crate::link). Others can be written by implementing this trait.
+/// The crate's own are [`Add`], [`Append`], [`Replace`] and [`Delete`] over every [`Entity`], and
+/// those of [`link`](crate::link). Others can be written by implementing this trait.
 pub trait Request {
     /// `RTM_*`.
     fn message_type(&self) -> u16;
@@ -70,6 +71,10 @@ pub trait Entity {
 #[derive(Debug, Clone, Copy)]
 pub struct Add<'a, E>(pub &'a E);
 
+/// Adds an object, even if there is one with the same key. For routes and rules only.
+#[derive(Debug, Clone, Copy)]
+pub struct Append<'a, E>(pub &'a E);
+
 /// Adds an object or replaces the one with the same key, whoever made that.
 #[derive(Debug, Clone, Copy)]
 pub struct Replace<'a, E>(pub &'a E);
@@ -105,6 +110,7 @@ macro_rules! verb {
 }
 
 verb!(Add, NEW, NLM_F_CREATE | NLM_F_EXCL, Add);
+verb!(Append, NEW, NLM_F_CREATE | NLM_F_APPEND, Add);
 verb!(Replace, NEW, NLM_F_CREATE | NLM_F_REPLACE, Replace);
 verb!(Delete, DELETE, 0, Remove);
 

@@ -39,7 +39,10 @@ const FR_ACT_PROHIBIT: u8 = 8;
 /// A routing rule.
 ///
 /// Add one with [`Add`](crate::Add): the kernel refuses an identical one then, while with
-/// [`Replace`](crate::Replace) it would keep both.
+/// [`Replace`](crate::Replace) it would keep both. It also refuses one that leaves open what an
+/// existing rule of the same priority and action says (a mark, a prefix): whoever has looked and knows
+/// that they differ uses [`Append`](crate::Append). Likewise, what is removed is the first rule that
+/// has what the description says, with or without more.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Rule {
