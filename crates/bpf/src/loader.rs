@@ -108,15 +108,17 @@ impl<'o> Loader<'o> {
         limits::raise_memlock()?;
         let mut object = spec::parse(self.object)?;
         let globals = self.globals.iter().map(|(name, value)| (name.as_str(), (&value[..], true)));
-        object.patch_map_data(globals.collect()).map_err(|error| Error::Global {
-            name: self.globals.keys().cloned().collect::<Vec<_>>().join(", "),
-            source: Box::new(error),
+        spec::unpanicking(|| {
+            object.patch_map_data(globals.collect()).map_err(|error| Error::Global {
+                name: self.globals.keys().cloned().collect::<Vec<_>>().join(", "),
+                source: Box::new(error),
+            })
         })?;
         let spec = self.spec(&object)?;
         let programs = self.selected(&spec)?;
         let btf = load_btf(&mut object)?;
         let maps = self.maps(&spec, btf.as_ref())?;
-        relocate(&mut object, &maps)?;
+        spec::unpanicking(|| relocate(&mut object, &maps))?;
         let programs = programs
             .into_iter()
             .map(|program| {
@@ -256,10 +258,11 @@ fn create_map(spec: &MapSpec, btf: Option<&OwnedFd>) -> Result<Map> {
 fn load_btf(object: &mut aya_obj::Object) -> Result<Option<OwnedFd>> {
     let relocations = object.has_btf_relocations();
     let Some(features) = aya::features().btf() else { return Ok(None) };
-    let btf = object
-        .fixup_and_sanitize_btf(features)
-        .map_err(|error| Error::Relocate { source: Box::new(error) })?
-        .map(Btf::to_bytes);
+    let btf = spec::unpanicking(|| {
+        let btf = object.fixup_and_sanitize_btf(features);
+        let btf = btf.map_err(|error| Error::Relocate { source: Box::new(error) })?;
+        Ok(btf.map(Btf::to_bytes))
+    })?;
     let Some(bytes) = btf else { return Ok(None) };
     let loaded = verifier::with_log(|log| sys::btf_load(&bytes, log))
         .map_err(|(log, source)| Error::LoadBtf { log, source })?;
@@ -267,9 +270,10 @@ fn load_btf(object: &mut aya_obj::Object) -> Result<Option<OwnedFd>> {
         // Reading the kernel's own types takes a while, and few objects refer to them.
         let kernel =
             Btf::from_sys_fs().map_err(|error| Error::Relocate { source: Box::new(error) })?;
-        object
-            .relocate_btf(&kernel)
-            .map_err(|error| Error::Relocate { source: Box::new(error) })?;
+        spec::unpanicking(|| {
+            let relocated = object.relocate_btf(&kernel);
+            relocated.map_err(|error| Error::Relocate { source: Box::new(error) })
+        })?;
     }
     Ok(Some(loaded))
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use aya_obj::ProgramSection;
 use aya_obj::generated::bpf_attach_type;
@@ -57,7 +58,9 @@ impl ObjectSpec {
 /// Reads an object from bytes of any alignment.
 pub(crate) fn parse(object: &[u8]) -> Result<aya_obj::Object> {
     let parse = |bytes: &[u8]| {
-        aya_obj::Object::parse(bytes).map_err(|error| Error::Parse { source: Box::new(error) })
+        unpanicking(|| {
+            aya_obj::Object::parse(bytes).map_err(|error| Error::Parse { source: Box::new(error) })
+        })
     };
     if object.as_ptr().cast::<u64>().is_aligned() {
         return parse(object);
@@ -67,6 +70,18 @@ pub(crate) fn parse(object: &[u8]) -> Result<aya_obj::Object> {
     let bytes = &mut aligned.as_mut_bytes()[..object.len()];
     bytes.copy_from_slice(object);
     parse(bytes)
+}
+
+/// Does what aya-obj does with a file's contents. It takes most numbers in it for what they say: of
+/// files with a few random bytes wrong, one in thirty makes it panic.
+///
+/// Nothing of what `work` was doing may be used after an error.
+pub(crate) fn unpanicking<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let said = panic.downcast_ref::<String>().map(String::as_str);
+        let said = said.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no reason");
+        Err(Error::Parse { source: format!("its parts do not fit together: {said}").into() })
+    })
 }
 
 /// A map to be made.

@@ -7,6 +7,7 @@ use podwire_bpf::{
     PerCpuArray, PerCpuHashMap, Prefix, Program, ProgramArray, ProgramType, Property, RingBuffer,
     SkbContext, TestRun,
 };
+use proptest::prelude::*;
 use support::{BPFFS, FIXTURE, isolated, names};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -79,6 +80,28 @@ fn what_is_no_object_is_an_error() {
     for bytes in [&b""[..], b"not an object", &FIXTURE[..FIXTURE.len() / 2]] {
         let error = ObjectSpec::parse(bytes).unwrap_err();
         assert!(matches!(error, Error::Parse { .. }), "{error}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    #[test]
+    fn a_damaged_object_is_at_worst_an_error(
+        damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+        length in any::<prop::sample::Index>(),
+        cut in prop::bool::weighted(0.1),
+    ) {
+        let mut bytes = FIXTURE.to_vec();
+        for (place, value) in damage {
+            bytes[place.index(FIXTURE.len())] = value;
+        }
+        if cut {
+            bytes.truncate(length.index(FIXTURE.len()));
+        }
+        if let Err(error) = ObjectSpec::parse(&bytes) {
+            prop_assert!(matches!(error, Error::Parse { .. }), "{}", error);
+        }
     }
 }
 
