@@ -22,6 +22,15 @@ use crate::{
     report::{bad, good, heading, note, seconds},
 };
 
+/// What the agent and the kernel's tables hold of pods: the command, and where its JSON has the rows.
+const LISTS: [(&[&str], &str); 5] = [
+    (&["endpoint", "list"], ""),
+    (&["ipam", "list"], "/leases"),
+    (&["bpf", "endpoint"], ""),
+    (&["bpf", "ipcache"], ""),
+    (&["bpf", "flow"], ""),
+];
+
 const NODE: &str = "demo";
 const POD_CIDRS: [&str; 2] = ["10.244.0.0/16", "fd00:10:244::/64"];
 
@@ -79,7 +88,7 @@ pub fn run(options: &RunOptions) -> Result<ExitCode> {
     demo.ping()?;
     demo.measure()?;
     demo.show(&["endpoint", "list"])?;
-    demo.show(&["bpf", "metrics", "list"])?;
+    demo.show(&["bpf", "metrics"])?;
     if options.demo.keep {
         demo.keep()?;
     }
@@ -103,6 +112,8 @@ struct Demo {
     agent: Agent,
     plugin: Cni,
     pods: Vec<DemoPod>,
+    /// Rows of the lists before there were pods.
+    rows: Vec<Vec<String>>,
     failures: u32,
 }
 
@@ -144,7 +155,11 @@ impl Demo {
             POD_CIDRS.join(" and ")
         ));
         let empty = host.inventory()?;
-        Ok(Self { programs, machine, empty, host, agent, plugin, pods: vec![], failures: 0 })
+        let (pods, rows) = (vec![], vec![]);
+        let mut demo =
+            Self { programs, machine, empty, host, agent, plugin, pods, rows, failures: 0 };
+        demo.rows = demo.rows()?;
+        Ok(demo)
     }
 
     fn add_pods(&mut self, count: u16) -> Result<()> {
@@ -273,11 +288,10 @@ impl Demo {
         heading("nothing of the pods is left");
         let left = self.host.inventory()?.since(&self.empty);
         self.outcome("links, routes, neighbours, namespaces, pins and mounts are as before", &left);
-        for list in [&["endpoint", "list"][..], &["ipam", "list"], &["bpf", "endpoint", "list"]] {
-            let arguments = [list, &["--output", "json"]].concat();
-            let value: Value = serde_json::from_str(&self.cli(&arguments)?)?;
-            let left: Vec<_> = rows(&value).iter().map(Value::to_string).collect();
-            self.outcome(&format!("`podwire {}` is empty", list.join(" ")), &left);
+        let rows = self.rows()?;
+        for (((list, _), now), before) in LISTS.iter().zip(rows).zip(self.rows.clone()) {
+            let left: Vec<_> = now.into_iter().filter(|row| !before.contains(row)).collect();
+            self.outcome(&format!("`podwire {}` shows none of them", list.join(" ")), &left);
         }
         Ok(())
     }
@@ -316,6 +330,17 @@ impl Demo {
         }
     }
 
+    fn rows(&self) -> Result<Vec<Vec<String>>> {
+        let list = |(list, place): &(&[&str], &str)| {
+            let value: Value =
+                serde_json::from_str(&self.cli(&[list, &["--output", "json"][..]].concat())?)?;
+            let rows = value.pointer(place).and_then(Value::as_array);
+            let rows = rows.ok_or_else(|| format!("no list at {place:?} in {value}"))?;
+            Ok(rows.iter().map(Value::to_string).collect())
+        };
+        LISTS.iter().map(list).collect()
+    }
+
     fn cli<S: AsRef<OsStr>>(&self, arguments: &[S]) -> Result<String> {
         let program = self.programs.join("podwire");
         let output = self.host.command(&program).args(arguments).stdin(Stdio::null()).output()?;
@@ -341,10 +366,4 @@ fn ips(result: &Value, key: &str) -> Result<Vec<IpAddr>> {
     let ips = result["ips"].as_array().ok_or_else(|| format!("no ips in {result}"))?;
     let texts = ips.iter().filter_map(|ip| ip[key].as_str());
     texts.map(|text| Ok(text.split('/').next().unwrap_or(text).parse()?)).collect()
-}
-
-/// The rows of a list, which may be alone or the only list of an object.
-fn rows(value: &Value) -> Vec<Value> {
-    let inner = || value.as_object()?.values().find_map(Value::as_array);
-    value.as_array().or_else(inner).cloned().unwrap_or_default()
 }
