@@ -135,7 +135,7 @@ fn is_ours(filter: &tc::Filter) -> bool {
     })
 }
 
-fn seen(link: podwire_netlink::Link) -> Link {
+pub(crate) fn seen(link: podwire_netlink::Link) -> Link {
     Link {
         name: link.name.to_string_lossy().into_owned(),
         index: link.index.as_u32(),

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod agent;
+mod cleanup;
 mod config;
 mod error;
 mod folder;
@@ -23,5 +24,6 @@ mod watch;
 mod worker;
 
 pub use agent::{Agent, explain, runtime};
+pub use cleanup::{Leftover, LeftoverKind, Places, leftovers};
 pub use config::{AttachChoice, Config};
 pub use error::Error;

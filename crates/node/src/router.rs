@@ -4,11 +4,12 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 use podwire_api::{Mark, ROUTE_PROTOCOL, ROUTER_HOST, ROUTER_NET, Router};
 use podwire_netlink::{
-    AddrGenMode, Address, Birth, Family, IfIndex, IfName, Link, LinkChange, LinkFlags, MacAddr,
-    Netlink, NewLink, Route, RouteFilter, RouteProtocol, Switch, TableId,
+    AddrGenMode, Address, Birth, Family, IfIndex, IfName, Link, LinkChange, MacAddr, Netlink,
+    NewLink, Route, RouteFilter, RouteProtocol, Switch, TableId,
 };
 use podwire_netns::sysctl::{self, Ensured, Key};
 use podwire_netns::{Netns, UNFINISHED_GROUP};
+use podwire_route::{Desired, LinkState, Observed, Owner};
 
 use crate::error::Source;
 use crate::{Config, Error};
@@ -29,11 +30,7 @@ pub(crate) fn set_up(config: &Config, routers: Router) -> Result<Pair, Error> {
     let mut netlink = Netlink::open().map_err(trouble("open", "a netlink socket"))?;
     switch_forwarding_on(&mut netlink, routers)?;
     let (host, net) = pair(&mut netlink, config)?;
-    for link in [&net, &host] {
-        finish(&mut netlink, config, link)?;
-    }
-    addresses(&mut netlink, host.index, routers)?;
-    routes(&mut netlink, config, host.index, routers)?;
+    arrange(&mut netlink, config, (&host, &net), routers)?;
     let mac =
         |link: &Link| link.mac.ok_or_else(|| trouble("read the MAC of", &link.name)("it has none"));
     Ok(Pair {
@@ -135,10 +132,9 @@ fn pair(netlink: &mut Netlink, config: &Config) -> Result<(Link, Link), Error> {
 
 /// A link with our name that somebody else made stays, and nothing works until its owner has moved.
 fn check_ours(link: &Link, config: &Config) -> Result<(), Error> {
-    let ours = Mark::Router { node: config.node.clone() };
     let alias = link.alias.as_deref().unwrap_or_default();
     let unfinished = alias.is_empty() && link.group == UNFINISHED_GROUP;
-    if link.is_veth() && (alias == ours.to_string() || unfinished) {
+    if link.is_veth() && (alias == mark(config) || unfinished) {
         return Ok(());
     }
     let why = match alias.parse() {
@@ -152,105 +148,67 @@ fn check_ours(link: &Link, config: &Config) -> Result<(), Error> {
     Err(Error::LinkRefused { link: link.name.to_string(), why })
 }
 
-/// Mark, MTU, no ARP, no addresses of its own, up. Changes nothing that is so already.
-fn finish(netlink: &mut Netlink, config: &Config, link: &Link) -> Result<(), Error> {
-    let mut change = LinkChange::of(link.index);
-    let mark = Mark::Router { node: config.node.clone() }.to_string();
-    if link.alias.as_deref() != Some(mark.as_str()) {
-        change = change.alias(mark);
-    }
-    if link.group == UNFINISHED_GROUP {
-        change = change.group(0);
-    }
-    if link.mtu != config.interface_mtu() {
-        change = change.mtu(config.interface_mtu());
-    }
-    if !link.flags.contains(LinkFlags::NOARP) {
-        change = change.flag(LinkFlags::NOARP, Switch::On);
-    }
-    // Without a link-local address the kernel sends no multicast of its own into the datapath, and
-    // no redirects to pods.
-    if link.addr_gen_mode.is_some_and(|mode| mode != AddrGenMode::None) {
-        change = change.addr_gen_mode(AddrGenMode::None);
-    }
-    if !link.is_up() {
-        change = change.up();
-    }
-    if change.is_empty() {
-        return Ok(());
-    }
-    netlink.change_link(&change).map_err(trouble("set up link", &link.name))
-}
-
-fn addresses(netlink: &mut Netlink, host: IfIndex, routers: Router) -> Result<(), Error> {
-    let wanted: Vec<Address> = each(routers)
-        .map(|address| Address::new(host, IpNetwork::from(address)).with_protocol(ROUTE_PROTOCOL))
-        .collect();
-    let present = netlink.addresses(host).map_err(trouble("list the addresses of", ROUTER_HOST))?;
-    for address in &wanted {
-        if !present.iter().any(|found| found.network == address.network) {
-            netlink.add(address).map_err(trouble("add the router address", &address.network))?;
-        }
-    }
-    // The pair is ours, and so is every address on it; a link-local one is the kernel's.
-    for address in &present {
-        let keep = wanted.iter().any(|wanted| wanted.network == address.network)
-            || address.network.is_ipv6() && address.scope == podwire_netlink::Scope::LINK;
-        if !keep {
-            netlink
-                .remove(address)
-                .map_err(trouble("remove the former address", &address.network))?;
-        }
-    }
-    Ok(())
-}
-
-fn routes(
+/// How the node is to be: nothing that is so already is touched, and nothing that is not ours.
+fn arrange(
     netlink: &mut Netlink,
     config: &Config,
-    host: IfIndex,
+    (host, net): (&Link, &Link),
     routers: Router,
 ) -> Result<(), Error> {
-    let wanted = desired_routes(config, host, routers);
-    let present = netlink
-        .routes(&RouteFilter { table: Some(TableId::MAIN), ..RouteFilter::ALL })
-        .map_err(trouble("list", "routes"))?;
-    let is_ours = |route: &Route| route.protocol == RouteProtocol(ROUTE_PROTOCOL);
-    for route in present.iter().filter(|route| is_ours(route) && route.output == Some(host)) {
-        if !wanted.iter().any(|wanted| is_same(wanted, route)) {
-            netlink
-                .remove(route)
-                .map_err(trouble("remove the former route", &route.destination))?;
-        }
+    for link in [host, net].into_iter().filter(|link| link.group == UNFINISHED_GROUP) {
+        // The alias comes first: with neither, nobody would know the link any more.
+        let change = LinkChange::of(link.index).alias(mark(config));
+        netlink.change_link(&change).map_err(trouble("mark", &link.name))?;
+        let change = LinkChange::of(link.index).group(0);
+        netlink.change_link(&change).map_err(trouble("mark", &link.name))?;
     }
-    for route in &wanted {
-        if present.iter().any(|found| is_same(route, found)) {
-            continue;
-        }
-        match netlink.add(route) {
-            Err(error) if error.is_exists() => {
-                let object = route.destination.to_string();
-                let source = "another route to it is there, which is not podwire's; remove it, or \
-                              choose another --pod-cidr";
-                return Err(Error::Kernel {
-                    operation: "add route",
-                    object,
-                    source: source.into(),
-                });
-            }
-            other => other.map_err(trouble("add route", &route.destination))?,
-        }
+    let owner =
+        Owner::new(RouteProtocol(ROUTE_PROTOCOL)).with_link(host.index).with_link(net.index);
+    let desired = desired(config, host.index, net.index, routers);
+    let observed = Observed::read(netlink, &owner, &desired)
+        .map_err(trouble("read", "the node's links, addresses and routes"))?;
+    let plan = podwire_route::plan(&desired, &observed, &owner);
+    if let Some(conflict) = plan.conflicts.first() {
+        let source = format!("{conflict}; remove that, or choose another --pod-cidr");
+        return Err(trouble("set up", "the node's routes")(source));
     }
-    Ok(())
+    podwire_route::apply(netlink, &plan.changes)
+        .map_err(trouble("set up", "the node's links, addresses and routes"))
+}
+
+fn desired(config: &Config, host: IfIndex, net: IfIndex, routers: Router) -> Desired {
+    // Without a link-local address the kernel sends no multicast of its own into the datapath, and
+    // no redirects to pods.
+    let state = |index| {
+        LinkState::of(index)
+            .up()
+            .mtu(config.interface_mtu())
+            .alias(mark(config))
+            .addr_gen_mode(AddrGenMode::None)
+            .noarp(Switch::On)
+    };
+    Desired {
+        links: vec![state(net), state(host)],
+        addresses: each(routers)
+            .map(|address| {
+                Address::new(host, IpNetwork::from(address)).with_protocol(ROUTE_PROTOCOL)
+            })
+            .collect(),
+        routes: desired_routes(config, host, routers),
+        ..Desired::default()
+    }
+}
+
+fn mark(config: &Config) -> String {
+    Mark::Router { node: config.node.clone() }.to_string()
 }
 
 /// The route to the router comes first: without it the kernel refuses a gateway that is an address
 /// of its own. IPv6 refuses such a gateway always.
 fn desired_routes(config: &Config, host: IfIndex, routers: Router) -> Vec<Route> {
-    let marked = |route: Route| route.protocol(RouteProtocol(ROUTE_PROTOCOL));
     let mut routes = Vec::new();
     if let Some(router) = routers.v4 {
-        routes.push(marked(Route::new(IpNetwork::from(IpAddr::from(router))).dev(host)));
+        routes.push(Route::new(IpNetwork::from(IpAddr::from(router))).dev(host));
     }
     for &cidr in &config.pod_cidrs {
         let route = match (cidr, routers.v4, routers.v6) {
@@ -262,19 +220,11 @@ fn desired_routes(config: &Config, host: IfIndex, routers: Router) -> Vec<Route>
             }
             _ => continue,
         };
-        routes.push(marked(route));
+        routes.push(route);
     }
     // A prefix of one address has the router's own route.
     routes.dedup_by(|a, b| a.destination == b.destination);
     routes
-}
-
-fn is_same(wanted: &Route, found: &Route) -> bool {
-    wanted.destination == found.destination
-        && wanted.gateway == found.gateway
-        && wanted.output == found.output
-        && wanted.preferred_source == found.preferred_source
-        && wanted.protocol == found.protocol
 }
 
 fn each(routers: Router) -> impl Iterator<Item = IpAddr> {
@@ -305,7 +255,7 @@ fn ensure(key: &str, wanted: &str) -> Result<(), Error> {
     Ok(())
 }
 
-fn trouble<E: Into<Source>>(
+pub(crate) fn trouble<E: Into<Source>>(
     operation: &'static str,
     object: &(impl ToString + ?Sized),
 ) -> impl FnOnce(E) -> Error {
@@ -329,7 +279,7 @@ mod tests {
         let shown: Vec<_> = routes
             .iter()
             .map(|route| {
-                assert_eq!((route.output, route.protocol.0), (Some(host), 80));
+                assert_eq!(route.output, Some(host));
                 let via = route.gateway.map(|gateway| gateway.to_string());
                 let source = route.preferred_source.map(|source| source.to_string());
                 (route.destination.to_string(), via, source)

@@ -123,6 +123,15 @@ impl Store {
     }
 }
 
+/// Whether a process has the file open, damaged or not.
+pub(crate) fn is_locked(path: &Path) -> Result<bool, Error> {
+    match open_database(path) {
+        Err(Error::StoreLocked { .. }) => Ok(true),
+        Ok(_) | Err(Error::StoreDamaged { .. }) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 fn open_database(path: &Path) -> Result<Database, Error> {
     let file = OpenOptions::new()
         .read(true)
