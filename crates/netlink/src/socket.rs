@@ -46,6 +46,13 @@ impl Socket {
     }
 }
 
+#[cfg(feature = "watch")]
+impl Socket {
+    pub(crate) fn into_inner(self) -> netlink_sys::Socket {
+        self.0
+    }
+}
+
 impl AsFd for Socket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()

@@ -4,13 +4,13 @@
 
 use std::fs::File;
 use std::net::IpAddr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 use podwire_netlink::link::Query;
-use podwire_netlink::tc::{self, Clsact};
+use podwire_netlink::tc::{self, BpfFilter, Clsact, FilterMode, FilterPlace, Foreign};
 use podwire_netlink::{
     Add, AddrGenMode, Address, AddressFlags, AdminState, Batch, Birth, Delete, Direction, Error,
     Family, IfIndex, IfName, LinkChange, LinkFlags, LinkKind, MacAddr, Mark, Neighbour,
@@ -503,4 +503,128 @@ fn qdiscs_are_seen() {
 
     let missing = tc::survey(&mut netlink, IfIndex::new(9999).unwrap()).unwrap_err();
     assert!(missing.is_not_found(), "{missing}");
+}
+
+/// The smallest program: pass everything.
+fn program(verdict: i32) -> OwnedFd {
+    const BPF_PROG_LOAD: libc::c_long = 5;
+    const BPF_PROG_TYPE_SCHED_CLS: u32 = 3;
+    // r0 = verdict; exit
+    let immediate = u64::from(verdict.cast_unsigned()) << 32;
+    let code: [u64; 2] = [immediate | 0xb7, 0x95];
+    let license = c"GPL";
+    /// The head of `union bpf_attr` for loading a program.
+    #[repr(C)]
+    struct Load {
+        kind: u32,
+        count: u32,
+        code: u64,
+        license: u64,
+        log: [u64; 3],
+    }
+    let load = Load {
+        kind: BPF_PROG_TYPE_SCHED_CLS,
+        count: 2,
+        code: code.as_ptr().expose_provenance() as u64,
+        license: license.as_ptr().expose_provenance() as u64,
+        log: [0; 3],
+    };
+    // SAFETY: `load` is as long as it says, and what it points to outlives the call.
+    let fd =
+        unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const load, size_of::<Load>()) };
+    let fd = i32::try_from(fd).unwrap();
+    assert!(fd >= 0, "{}", std::io::Error::last_os_error());
+    // SAFETY: the kernel just gave us this descriptor.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+#[test]
+#[ignore = "needs root: makes network namespaces and attaches BPF programs in them"]
+fn programs_are_attached_replaced_and_detached() {
+    let (_netns, mut netlink, index) = wired();
+    let netlink = &mut netlink;
+    let (first, second) = (program(0), program(2));
+    for direction in Direction::ALL {
+        let place = FilterPlace { index, direction, priority: 5, handle: 1 };
+        let error = tc::detach(netlink, place).unwrap_err();
+        assert!(error.is_not_found(), "{error}");
+
+        let filter = BpfFilter { place, program: first.as_fd(), name: "from_container" };
+        tc::attach(netlink, &filter).unwrap();
+        assert!(tc::attach(netlink, &filter).unwrap_err().is_exists());
+        let listed = tc::list(netlink, index, direction).unwrap();
+        let [attached] = listed.as_slice() else { panic!("{listed:?}") };
+        assert_eq!((attached.priority, attached.handle), (5, 1));
+        assert_eq!(attached.direction(), Some(direction));
+        let old = attached.bpf.clone().unwrap();
+        assert_eq!((old.name.as_str(), old.mode), ("from_container", FilterMode::DirectAction));
+        assert!(old.id.is_some() && old.tag.is_some());
+
+        tc::replace(netlink, &BpfFilter { program: second.as_fd(), name: "next", ..filter })
+            .unwrap();
+        let listed = tc::list(netlink, index, direction).unwrap();
+        let [replaced] = listed.as_slice() else { panic!("{listed:?}") };
+        let new = replaced.bpf.clone().unwrap();
+        assert_ne!(new.id, old.id);
+        assert_eq!((new.name.as_str(), replaced.handle), ("next", 1));
+
+        // Somebody else's filter is seen, and stays.
+        let theirs = FilterPlace { priority: 9, ..place };
+        tc::attach(netlink, &BpfFilter { place: theirs, program: first.as_fd(), name: "x" })
+            .unwrap();
+        let survey = tc::survey(netlink, index).unwrap();
+        let foreign = survey.foreign(|filter| filter.priority == 5);
+        assert!(matches!(foreign[..], [Foreign::Filter(filter)] if filter.priority == 9));
+
+        tc::detach(netlink, place).unwrap();
+        assert!(tc::detach(netlink, place).unwrap_err().is_not_found());
+        let left = tc::list(netlink, index, direction).unwrap();
+        assert!(matches!(left.as_slice(), [filter] if filter.priority == 9));
+        tc::detach(netlink, theirs).unwrap();
+    }
+    let missing = FilterPlace {
+        index: IfIndex::new(9999).unwrap(),
+        direction: Direction::Ingress,
+        priority: 5,
+        handle: 1,
+    };
+    assert!(tc::detach(netlink, missing).unwrap_err().is_not_found());
+}
+
+/// The older of the two qdiscs for filters; it knows one direction only.
+struct IngressQdisc(IfIndex);
+
+impl podwire_netlink::Entity for IngressQdisc {
+    const NEW: u16 = libc::RTM_NEWQDISC;
+    const DELETE: u16 = libc::RTM_DELQDISC;
+
+    fn emit(&self, message: &mut podwire_netlink::wire::MessageBuilder<'_>) {
+        let mut fixed = [0; 20];
+        fixed[4..8].copy_from_slice(&self.0.as_u32().to_ne_bytes());
+        fixed[8..12].copy_from_slice(&0xffff_0000_u32.to_ne_bytes());
+        fixed[12..16].copy_from_slice(&0xffff_fff1_u32.to_ne_bytes());
+        message.fixed(&fixed);
+        message.attr_str(1, b"ingress");
+    }
+
+    fn subject(&self) -> podwire_netlink::Subject {
+        podwire_netlink::Subject::Qdisc { kind: "ingress", index: self.0 }
+    }
+}
+
+#[test]
+#[ignore = "needs root: makes network namespaces and attaches BPF programs in them"]
+fn an_ingress_qdisc_of_others_is_not_taken_for_clsact() {
+    let (_netns, mut netlink, index) = wired();
+    netlink.add(&IngressQdisc(index)).unwrap();
+    let survey = tc::survey(&mut netlink, index).unwrap();
+    let foreign = survey.foreign(|_| false);
+    assert!(matches!(foreign[..], [Foreign::Qdisc(qdisc)] if qdisc.kind == "ingress"));
+
+    let place = FilterPlace { index, direction: Direction::Egress, priority: 5, handle: 1 };
+    let program = program(0);
+    let filter = BpfFilter { place, program: program.as_fd(), name: "to_container" };
+    assert!(tc::attach(&mut netlink, &filter).unwrap_err().is_exists());
+    assert!(tc::replace(&mut netlink, &filter).unwrap_err().is_exists());
+    assert_eq!(tc::survey(&mut netlink, index).unwrap(), survey);
 }
