@@ -42,6 +42,16 @@ impl Attach {
     }
 }
 
+/// How far a host link's programs are attached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[must_use]
+pub enum Attached {
+    /// In the node's way of attaching.
+    InPlace,
+    /// By filters, on a node whose way is TCX: in force, and to be moved when the node is idle.
+    Provisionally,
+}
+
 /// A folder of pinned links, named after its interface.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LinkPin {
@@ -64,55 +74,108 @@ pub fn is_own_filter(priority: u16, handle: u32, program: &str) -> bool {
 const ROUTER_NET: &str = "podwire_net";
 
 impl Datapath {
-    /// Attaches both programs to a host link; replaces, without a gap, what is attached already,
-    /// also if it was attached in the other way.
+    /// Attaches both programs to a host link in the node's way; replaces, without a gap, what is
+    /// attached already, in whichever way.
+    ///
+    /// A TCX attachment waits for a grace period of the kernel, 10 to 20 ms, for each program
+    /// (`tcx_entry_sync` of linux/tcx.h), while other changes of interfaces wait for it. Endpoints
+    /// are therefore added with filters, which takes less than a millisecond, and this may follow
+    /// when the node is idle.
     ///
     /// # Errors
     ///
     /// If the kernel refuses.
     pub fn attach(&self, host_link: &str, ifindex: u32) -> Result<()> {
-        self.attach_new(host_link, ifindex)?;
-        let Some(index) = IfIndex::new(ifindex) else { return Ok(()) };
-        let mode = match self.attach_mode() {
-            AttachMode::Tcx => AttachMode::Clsact,
-            AttachMode::Clsact => AttachMode::Tcx,
-        };
-        for direction in [Direction::Ingress, Direction::Egress] {
-            let pin = self.links_folder().join(host_link).join(direction.to_string());
-            Attachment::remove(&point(index, direction, mode, &pin))?;
+        match self.attach_mode() {
+            AttachMode::Tcx => {
+                self.attach_both(host_link, ifindex, AttachMode::Tcx)?;
+                // A TCX program comes first and decides; the filter behind it has nothing to do.
+                self.detach_mode(host_link, ifindex, AttachMode::Clsact)?;
+            }
+            AttachMode::Clsact => {
+                self.attach_both(host_link, ifindex, AttachMode::Clsact)?;
+                self.detach_mode(host_link, ifindex, AttachMode::Tcx)?;
+            }
         }
         Ok(())
     }
 
-    /// As [`attach`](Self::attach), for a link on which nothing can be attached in the other way.
-    pub(crate) fn attach_new(&self, host_link: &str, ifindex: u32) -> Result<()> {
+    /// Replaces, without a gap, the programs of a host link, and attaches those that are missing, in
+    /// the way that costs least; tells whether [`attach`](Self::attach) is still to follow.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses.
+    pub fn refresh(&self, host_link: &str, ifindex: u32) -> Result<Attached> {
+        if self.attach_mode() == AttachMode::Clsact || self.has_links(host_link, ifindex)? {
+            self.attach(host_link, ifindex)?;
+            return Ok(Attached::InPlace);
+        }
+        self.attach_quickly(host_link, ifindex)?;
+        Ok(Attached::Provisionally)
+    }
+
+    fn has_links(&self, host_link: &str, ifindex: u32) -> Result<bool> {
+        let folder = self.links_folder().join(host_link);
+        for direction in [Direction::Ingress, Direction::Egress] {
+            match TcxLink::open(folder.join(direction.to_string())) {
+                Ok(link) if link.info()?.ifindex.map(IfIndex::as_u32) == Some(ifindex) => {}
+                Ok(_) => return Ok(false),
+                Err(error) if error.is_not_found() => return Ok(false),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(true)
+    }
+
+    /// Attaches both programs to a new host link by filters.
+    pub(crate) fn attach_quickly(&self, host_link: &str, ifindex: u32) -> Result<()> {
+        self.attach_both(host_link, ifindex, AttachMode::Clsact)
+    }
+
+    fn attach_both(&self, host_link: &str, ifindex: u32, mode: AttachMode) -> Result<()> {
         // The way in comes last: nothing is forwarded before all is in place.
         for (name, direction) in [
             (program::TO_CONTAINER, Direction::Egress),
             (program::FROM_CONTAINER, Direction::Ingress),
         ] {
-            self.attach_one(host_link, ifindex, name, direction)?;
+            self.attach_one(host_link, ifindex, name, direction, mode)?;
         }
         Ok(())
     }
 
     /// Detaches both programs from a host link, whether it still exists or not.
     ///
+    /// Where the link is to be deleted, delete it first: that detaches them at no cost of its own,
+    /// and this then removes the pins.
+    ///
     /// # Errors
     ///
     /// If a pin or filter cannot be removed.
     pub fn detach(&self, host_link: &str, ifindex: u32) -> Result<Removal> {
+        let link = self.detach_mode(host_link, ifindex, AttachMode::Tcx)?;
+        let filter = self.detach_mode(host_link, ifindex, AttachMode::Clsact)?;
+        Ok(if link == Removal::Removed { link } else { filter })
+    }
+
+    fn detach_mode(&self, host_link: &str, ifindex: u32, mode: AttachMode) -> Result<Removal> {
         let folder = self.links_folder().join(host_link);
         let mut removal = Removal::Absent;
         if let Some(ifindex) = IfIndex::new(ifindex) {
             for direction in [Direction::Ingress, Direction::Egress] {
                 let pin = folder.join(direction.to_string());
-                if Attachment::remove(&point(ifindex, direction, self.attach_mode(), &pin))?
-                    == Removal::Removed
-                {
-                    removal = Removal::Removed;
+                let removed = Attachment::remove(&point(ifindex, direction, mode, &pin));
+                match removed {
+                    Ok(Removal::Removed) => removal = Removal::Removed,
+                    Ok(Removal::Absent) => {}
+                    // Filters go with their link.
+                    Err(error) if error.is_not_found() => {}
+                    Err(error) => return Err(error.into()),
                 }
             }
+        }
+        if mode == AttachMode::Clsact {
+            return Ok(removal);
         }
         match fs::remove_dir(&folder) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => {
@@ -123,7 +186,13 @@ impl Datapath {
     }
 
     pub(crate) fn attach_router(&self, ifindex: u32) -> Result<()> {
-        self.attach_one(ROUTER_NET, ifindex, program::FROM_HOST, Direction::Ingress)
+        let mode = self.attach_mode();
+        self.attach_one(ROUTER_NET, ifindex, program::FROM_HOST, Direction::Ingress, mode)?;
+        let other = match mode {
+            AttachMode::Tcx => AttachMode::Clsact,
+            AttachMode::Clsact => AttachMode::Tcx,
+        };
+        self.detach_mode(ROUTER_NET, ifindex, other).map(drop)
     }
 
     /// The pinned links of host links, dead ones included.
@@ -141,11 +210,12 @@ impl Datapath {
         ifindex: u32,
         program: &str,
         direction: Direction,
+        mode: AttachMode,
     ) -> Result<()> {
         let program = self.program(program)?;
         let ifindex = IfIndex::new(ifindex).ok_or(Error::NoEndpoint { ifindex })?;
         let pin = self.links_folder().join(link).join(direction.to_string());
-        Attachment::ensure(program, &point(ifindex, direction, self.attach_mode(), &pin))?;
+        Attachment::ensure(program, &point(ifindex, direction, mode, &pin))?;
         Ok(())
     }
 

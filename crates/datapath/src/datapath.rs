@@ -210,7 +210,7 @@ impl Datapath {
         };
         let added = self
             .write_endpoint(endpoint, number, &addresses)
-            .and_then(|()| self.attach_new(&endpoint.host_link, endpoint.ifindex));
+            .and_then(|()| self.attach_quickly(&endpoint.host_link, endpoint.ifindex));
         match added {
             Ok(()) => Ok(number),
             Err(error) => {

@@ -7,7 +7,7 @@ mod error;
 mod slots;
 mod tables;
 
-pub use attach::{Attach, LinkPin, is_own_filter};
+pub use attach::{Attach, Attached, LinkPin, is_own_filter};
 pub use datapath::{Datapath, Delivery, EndpointConfig, NodeSetup, Options, grace_period};
 pub use error::Error;
 pub use podwire_abi as abi;
