@@ -6,11 +6,17 @@
     reason = "a test fails by panicking; every test binary compiles this module and uses a part"
 )]
 
-use std::{net::IpAddr, path::PathBuf};
+use std::{
+    net::IpAddr,
+    path::PathBuf,
+    thread,
+    time::{Duration, Instant},
+};
 
+use podwire_api::{Client, DEFAULT_RUN_DIR, EndpointId, socket_path};
 use podwire_datapath::{
     Tables,
-    abi::{Hook, Reason},
+    abi::{Hook, Reason, map},
 };
 use podwire_lab::{Agent, AgentSpec, Attachment, Cni, Host, Inventory, Pod, binary};
 use serde_json::{Value, json};
@@ -44,6 +50,11 @@ impl TestPod {
         [self.v4, self.v6]
     }
 
+    /// What podwire calls it.
+    pub fn id(&self) -> EndpointId {
+        EndpointId::new(&self.attachment.container_id, &self.attachment.ifname).unwrap()
+    }
+
     /// The host link's name.
     pub fn host_link(&self) -> &str {
         self.result["interfaces"][0]["name"].as_str().unwrap()
@@ -70,22 +81,27 @@ impl Node {
 
     /// The same in a host that was prepared.
     pub fn start_in(host: Host, arguments: &[&str]) -> Self {
-        let mut spec = AgentSpec::new(&host, binary("podwired").unwrap())
-            .args(["--node-name", "node-1"])
-            .args(arguments);
-        if !arguments.contains(&"--pod-cidr") {
-            spec = spec.args(POD_CIDRS.iter().flat_map(|cidr| ["--pod-cidr", cidr]));
-        }
-        let agent = spec.start().unwrap();
+        let agent = agent(&host, arguments).start().unwrap();
         let plugin = Cni::new(&host, binary("podwire-cni").unwrap(), config());
         let empty = host.inventory().unwrap();
         Self { host, agent, plugin, empty }
     }
 
+    /// Kills the agent and starts one with these arguments in its place.
+    pub fn restart_with(&mut self, arguments: &[&str]) {
+        self.agent.kill().unwrap();
+        self.agent = agent(&self.host, arguments).start().unwrap();
+    }
+
     /// Makes a pod and attaches it.
     pub fn add(&self, name: &str) -> TestPod {
         let pod = self.host.add_pod(name).unwrap();
-        let attachment = Attachment::new(format!("{name}-container"), pod.path());
+        self.attach(pod)
+    }
+
+    /// Attaches a pod.
+    pub fn attach(&self, pod: Pod) -> TestPod {
+        let attachment = attachment(&pod);
         let result = self.plugin.add(&attachment).unwrap();
         let address = |place: usize| -> IpAddr {
             let text = result["ips"][place]["address"].as_str().unwrap();
@@ -101,6 +117,15 @@ impl Node {
         self.host.remove_pod_netns(pod.pod.name()).unwrap();
         let gone = Attachment { netns: PathBuf::new(), ..pod.attachment.clone() };
         self.plugin.del(&gone, None).unwrap();
+    }
+
+    /// Asks the agent.
+    pub fn ask<T: Send>(
+        &self,
+        question: impl FnOnce(&Client) -> Result<T, podwire_api::Error> + Send,
+    ) -> T {
+        let client = Client::new(socket_path(DEFAULT_RUN_DIR.as_ref()));
+        self.host.run(|| question(&client)).unwrap()
     }
 
     /// Runs the CLI with `--output json`.
@@ -135,18 +160,51 @@ impl Node {
 
     /// Asserts that nothing of any pod is left: in the kernel, in the maps, in the records.
     pub fn assert_clean(&self) {
-        let left = self.host.inventory().unwrap().since(&self.empty);
-        assert!(left.is_empty(), "left behind: {left:#?}");
+        self.assert_clean_since(&self.empty);
+    }
+
+    /// The same, compared with another state of the host.
+    pub fn assert_clean_since(&self, empty: &Inventory) {
+        assert_eq!(self.host.inventory().unwrap().since(empty), [] as [&str; 0], "left behind");
         let tables = self.tables();
         assert_eq!(tables.endpoints().unwrap(), []);
         let local: Vec<_> =
             tables.ipcache().unwrap().into_iter().filter(|row| row.slot.is_some()).collect();
         assert_eq!(local, []);
-        for list in [&["endpoint", "list"][..], &["ipam", "list"]] {
-            let rows = self.cli(list);
-            assert_eq!(rows.as_array().map(Vec::len), Some(0), "podwire {list:?}: {rows}");
+        let links = format!("{BPFFS}/maps/{}", map::LINKS);
+        let links = self.host.run(|| podwire_bpf::HashMap::<u32, u32>::open(links)).unwrap();
+        assert_eq!(links.entries().unwrap(), []);
+        assert_eq!(self.ask(Client::endpoints), []);
+        assert_eq!(self.ask(Client::leases), []);
+        for pool in self.ask(Client::status).pools {
+            assert_eq!((pool.used, pool.pending), (0, 0), "{}", pool.cidr);
         }
     }
+}
+
+/// How a runtime would call for a pod's `eth0`.
+pub fn attachment(pod: &Pod) -> Attachment {
+    Attachment::new(format!("{}-container", pod.name()), pod.path())
+}
+
+/// Waits until it is so.
+#[track_caller]
+pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !is_so() {
+        assert!(start.elapsed() < Duration::from_secs(60), "waited in vain until {what}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn agent(host: &Host, arguments: &[&str]) -> AgentSpec {
+    let spec = AgentSpec::new(host, binary("podwired").unwrap())
+        .args(["--node-name", "node-1"])
+        .args(arguments);
+    if arguments.contains(&"--pod-cidr") {
+        return spec;
+    }
+    spec.args(POD_CIDRS.iter().flat_map(|cidr| ["--pod-cidr", cidr]))
 }
 
 /// A network configuration for the plugin.
