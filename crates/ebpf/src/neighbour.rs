@@ -1,7 +1,10 @@
 //! Neighbour discovery (RFC 4861) and multicast listener discovery (RFC 3810): a pod may ask for
 //! its gateway, and may do what every IPv6 host does when it starts.
 
-use aya_ebpf::{helpers::{bpf_csum_diff, bpf_skb_change_tail}, programs::TcContext};
+use aya_ebpf::{
+    helpers::{bpf_csum_diff, bpf_skb_change_tail},
+    programs::TcContext,
+};
 use podwire_abi::{Address, Be32, EthernetPair, NodeConfig, Protocol, Reason, Slot};
 
 use crate::{
@@ -20,8 +23,7 @@ const REDIRECT: u8 = 137;
 const LISTENER_REPORT_V2: u8 = 143;
 
 /// `ff02::1`, every node on the link.
-const ALL_NODES: Address =
-    Address::from_ipv6([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+const ALL_NODES: Address = Address::from_ipv6([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
 
 /// Decides on ICMPv6 that concerns only the link; `None` for everything else.
 #[inline(always)]
@@ -108,20 +110,48 @@ fn answer(ctx: &TcContext, packet: &Packet, slot: &Slot, config: &NodeConfig) ->
     let kind = u32::from_ne_bytes([NEIGHBOUR_ADVERTISEMENT, 0, 0, 0]);
     // The pseudo-header (RFC 8200, 8.1), then the message with a checksum of zero.
     let mut summed: [u32; 18] = [
-        r0, r1, r2, r3, d0, d1, d2, d3,
-        (ADVERTISEMENT_LEN as u32).to_be(), u32::from(Protocol::ICMPV6.0).to_be(),
-        kind, flags.to_be(), r0, r1, r2, r3, option[0], option[1],
+        r0,
+        r1,
+        r2,
+        r3,
+        d0,
+        d1,
+        d2,
+        d3,
+        (ADVERTISEMENT_LEN as u32).to_be(),
+        u32::from(Protocol::ICMPV6.0).to_be(),
+        kind,
+        flags.to_be(),
+        r0,
+        r1,
+        r2,
+        r3,
+        option[0],
+        option[1],
     ];
     let checksum = checksum(&mut summed);
     let [c0, c1] = checksum.to_ne_bytes();
     let message: [u32; ADVERTISEMENT_LEN / 4] = [
         u32::from_ne_bytes([NEIGHBOUR_ADVERTISEMENT, 0, c0, c1]),
-        flags.to_be(), r0, r1, r2, r3, option[0], option[1],
+        flags.to_be(),
+        r0,
+        r1,
+        r2,
+        r3,
+        option[0],
+        option[1],
     ];
     let header: [u32; IPV6_LEN / 4] = [
         0x6000_0000_u32.to_be(),
         u32::from_be_bytes([0, ADVERTISEMENT_LEN as u8, Protocol::ICMPV6.0, 255]).to_be(),
-        r0, r1, r2, r3, d0, d1, d2, d3,
+        r0,
+        r1,
+        r2,
+        r3,
+        d0,
+        d1,
+        d2,
+        d3,
     ];
     let refused = |_| Drop(Reason::Unchangeable);
     // SAFETY: the context is valid for the whole run of the program.

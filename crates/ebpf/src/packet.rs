@@ -205,20 +205,19 @@ impl Packet {
         }
         match self.key.protocol {
             Protocol::TCP => {
-                let header: [u32; 4] = load(ctx, self.transport)?;
-                self.set_ports(header[0]);
-                // Byte 13 holds the flags; SYN is 2, ACK 16.
-                if header[3].to_ne_bytes()[1] & 0x12 == 0x02 {
+                let header = at::<16>(ctx, self.transport)?;
+                self.set_ports(read_u32::<0>(header));
+                // SYN is 2, ACK 16.
+                if read_u8::<13>(header) & 0x12 == 0x02 {
                     self.kind = Kind::Opens;
                 }
             }
             Protocol::UDP | Protocol::SCTP => {
-                let header: [u32; 2] = load(ctx, self.transport)?;
-                self.set_ports(header[0]);
+                self.set_ports(read_u32::<0>(at::<8>(ctx, self.transport)?));
             }
             Protocol::ICMP | Protocol::ICMPV6 => {
-                let header: [u32; 2] = load(ctx, self.transport)?;
-                self.set_icmp(header);
+                let header = at::<8>(ctx, self.transport)?;
+                self.set_icmp([read_u32::<0>(header), read_u32::<4>(header)]);
             }
             _ => {}
         }
@@ -378,15 +377,29 @@ fn is_offloaded(ctx: &TcContext) -> bool {
 /// A pointer to `LEN` bytes of packet at `offset`, which are made linear if they are not.
 #[inline(always)]
 pub fn at<const LEN: usize>(ctx: &TcContext, offset: usize) -> Result<Bytes, Drop> {
-    let (mut data, mut end) = bounds(ctx);
-    if data + (offset + LEN) as u64 > end {
-        ctx.pull_data((offset + LEN) as u32).map_err(|_| Drop(Reason::Malformed))?;
-        (data, end) = bounds(ctx);
-        if data + (offset + LEN) as u64 > end {
-            return Err(Drop(Reason::Malformed));
-        }
+    if let Some(bytes) = linear::<LEN>(ctx, offset) {
+        return Ok(bytes);
     }
-    Ok(Bytes(data + offset as u64))
+    ctx.pull_data((offset + LEN) as u32).map_err(|_| Drop(Reason::Malformed))?;
+    linear::<LEN>(ctx, offset).ok_or(Drop(Reason::Malformed))
+}
+
+#[inline(always)]
+fn linear<const LEN: usize>(ctx: &TcContext, offset: usize) -> Option<Bytes> {
+    let (data, end) = bounds(ctx);
+    let start: u64;
+    // The verifier wants the very pointer checked that is then read through; behind this copy, the
+    // compiler cannot add it up anew.
+    // SAFETY: a copy from register to register.
+    unsafe {
+        asm!(
+            "{start} = {sum}",
+            sum = in(reg) data + offset as u64,
+            start = lateout(reg) start,
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+    (start + LEN as u64 <= end).then_some(Bytes(start))
 }
 
 /// Where the linear part of the packet begins and ends.
