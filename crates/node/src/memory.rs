@@ -103,6 +103,7 @@ impl Datapath for MemoryDatapath {
 #[derive(Debug, Default)]
 pub(crate) struct MemoryLinks {
     links: Mutex<BTreeMap<u32, Link>>,
+    foreign: Mutex<HashSet<u32>>,
 }
 
 impl MemoryLinks {
@@ -112,6 +113,18 @@ impl MemoryLinks {
 
     pub(crate) fn remove(&self, index: u32) {
         self.links.lock().unwrap().remove(&index);
+    }
+}
+
+impl MemoryLinks {
+    /// Something hangs on that link now.
+    pub(crate) fn set_foreign(&self, index: u32) {
+        self.foreign.lock().unwrap().insert(index);
+    }
+
+    /// Nothing does any more.
+    pub(crate) fn clear_foreign(&self, index: u32) {
+        self.foreign.lock().unwrap().remove(&index);
     }
 }
 
@@ -129,7 +142,8 @@ impl Links for MemoryLinks {
         Ok(())
     }
 
-    fn foreign(&self, _indices: &[u32]) -> Result<HashSet<u32>, Source> {
-        Ok(HashSet::new())
+    fn foreign(&self, indices: &[u32]) -> Result<HashSet<u32>, Source> {
+        let foreign = self.foreign.lock().unwrap();
+        Ok(indices.iter().filter(|index| foreign.contains(index)).copied().collect())
     }
 }

@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -114,16 +114,16 @@ impl Node {
                 return Err(Error::Conflict(message));
             }
             // The link that it was made for is gone, since this one has its name.
-            self.forget(&present)?;
+            self.forget(&present, Fate::Replaced)?;
         }
-        self.claim(id, addresses)?;
         let row = Row {
             ifindex: request.ifindex,
             mac: request.mac,
             host_mac: request.host_mac,
             addresses,
-            delivery: Delivery::Peer,
+            delivery: self.delivery_over(request.ifindex)?,
         };
+        self.claim(id, addresses)?;
         let endpoint = self.build(id, request, &row).inspect_err(|_| {
             self.drop_lease(id);
         })?;
@@ -135,8 +135,7 @@ impl Node {
     pub(crate) fn delete(&self, id: &EndpointId) -> Result<Removed, Error> {
         let _turn = self.turns.take(id);
         if let Some(present) = self.endpoint(id) {
-            self.forget(&present)?;
-            self.delete_link(id)?;
+            self.forget(&present, Fate::Deleted)?;
             return Ok(Removed::Removed);
         }
         // An ADD that failed half-way, or one that this agent has never heard of.
@@ -158,12 +157,42 @@ impl Node {
         Ok(Some(present.id))
     }
 
-    /// Sets how packets are delivered over a link, and says whose endpoint changed by that.
-    pub(crate) fn set_delivery(
-        &self,
-        ifindex: u32,
-        delivery: Delivery,
-    ) -> Result<Option<EndpointId>, Error> {
+    /// Looks at links that may have changed: where something foreign came or went, packets are
+    /// delivered otherwise.
+    pub(crate) fn links_changed(&self, indices: &[u32]) -> Result<(), Error> {
+        let known: Vec<u32> = {
+            let endpoints = self.endpoints();
+            let ours = |index: &&u32| endpoints.values().any(|one| one.ifindex == **index);
+            indices.iter().filter(ours).copied().collect()
+        };
+        if known.is_empty() {
+            return Ok(());
+        }
+        let foreign = self.links.foreign(&known).map_err(look_at("what hangs on the links"))?;
+        for index in known {
+            let delivery = if foreign.contains(&index) { Delivery::Egress } else { Delivery::Peer };
+            if let Some(id) = self.set_delivery(index, delivery)? {
+                tracing::info!(%id, ?delivery, "delivery changed");
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks at every link, after an unknown number of changes.
+    pub(crate) fn all_changed(&self) -> Result<(), Error> {
+        let present: HashSet<u32> = {
+            let links = self.links.all().map_err(look_at("the links"))?;
+            links.into_iter().map(|link| link.index).collect()
+        };
+        let (present, gone): (Vec<u32>, Vec<u32>) =
+            self.list().iter().map(|one| one.ifindex).partition(|index| present.contains(index));
+        for index in gone {
+            self.link_vanished(index)?;
+        }
+        self.links_changed(&present)
+    }
+
+    fn set_delivery(&self, ifindex: u32, delivery: Delivery) -> Result<Option<EndpointId>, Error> {
         let Some(id) = self.endpoint_of(ifindex).map(|endpoint| endpoint.id) else {
             return Ok(None);
         };
@@ -177,6 +206,11 @@ impl Node {
         // Not written to disk: the next start looks at the link itself.
         self.endpoints().insert(id.clone(), endpoint);
         Ok(Some(id))
+    }
+
+    fn delivery_over(&self, ifindex: u32) -> Result<Delivery, Error> {
+        let foreign = self.links.foreign(&[ifindex]).map_err(look_at("what hangs on the link"))?;
+        Ok(if foreign.is_empty() { Delivery::Peer } else { Delivery::Egress })
     }
 
     /// One endpoint.
@@ -279,14 +313,27 @@ impl Node {
 
     /// Takes an endpoint out of datapath, records and leases, in the order that leaves no moment in
     /// which a packet for its address could reach the next owner of it.
-    fn forget(&self, endpoint: &Endpoint) -> Result<(), Error> {
+    fn forget(&self, endpoint: &Endpoint, fate: Fate) -> Result<(), Error> {
         let Endpoint { id, host_link, ifindex, .. } = endpoint;
         self.datapath.remove(host_link, *ifindex).map_err(unmap(id))?;
-        self.settle.call(()).unwrap_or_else(|| Ok(())).map_err(|source| Error::Datapath {
-            operation: "wait for a grace period after",
-            object: format!("endpoint {id}"),
-            source: source.to_string().into(),
-        })?;
+        // The kernel takes its time over both; they do not wait for each other.
+        let settling = self.settle.begin(());
+        let deleted = match fate {
+            Fate::Deleted => self.delete_link(id).map(drop),
+            Fate::Replaced => Ok(()),
+        };
+        match settling.wait() {
+            Some(Ok(())) => {}
+            Some(Err(source)) => {
+                return Err(Error::Datapath {
+                    operation: "wait for a grace period after",
+                    object: format!("endpoint {id}"),
+                    source: error::chain(&**source).into(),
+                });
+            }
+            None => return Err(Error::Died("settling thread")),
+        }
+        deleted?;
         self.store.delete(id).map_err(shared)?;
         self.endpoints().remove(id);
         self.drop_lease(id);
@@ -332,6 +379,15 @@ impl Node {
     fn endpoints(&self) -> MutexGuard<'_, BTreeMap<EndpointId, Endpoint>> {
         self.endpoints.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Why an endpoint goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    /// It was deleted, and its link goes with it.
+    Deleted,
+    /// Its link is gone, and the one that has the name now is its successor's.
+    Replaced,
 }
 
 /// The owner of an endpoint's lease.
@@ -442,6 +498,10 @@ fn shared(error: Arc<Error>) -> Error {
 fn look_up(link: &str) -> impl FnOnce(Source) -> Error + use<> {
     let object = link.to_owned();
     move |source| Error::Kernel { operation: "look up link", object, source }
+}
+
+fn look_at(object: &'static str) -> impl FnOnce(Source) -> Error {
+    move |source| Error::Kernel { operation: "read", object: object.into(), source }
 }
 
 fn map(id: &EndpointId) -> impl FnOnce(Source) -> Error + use<> {
@@ -728,12 +788,33 @@ mod tests {
     fn delivery_follows_the_link() {
         let bench = bench();
         bench.add("c1", 7).unwrap();
-        let set = |delivery| bench.node.set_delivery(7, delivery).unwrap();
-        assert_eq!(set(Delivery::Peer), None);
-        assert_eq!(set(Delivery::Egress), Some(id("c1")));
-        assert_eq!(set(Delivery::Egress), None);
-        assert_eq!(bench.datapath.rows().unwrap()[0].1.delivery, Delivery::Egress);
-        assert_eq!(bench.node.endpoint(&id("c1")).unwrap().delivery, Delivery::Egress);
+        let delivery = || {
+            let row = bench.datapath.rows().unwrap()[0].1.delivery;
+            assert_eq!(bench.node.endpoint(&id("c1")).unwrap().delivery, row);
+            row
+        };
+        assert_eq!(delivery(), Delivery::Peer);
+        bench.links.set_foreign(7);
+        bench.node.links_changed(&[99]).unwrap();
+        assert_eq!(delivery(), Delivery::Peer);
+        bench.node.links_changed(&[7]).unwrap();
+        assert_eq!(delivery(), Delivery::Egress);
+        bench.links.clear_foreign(7);
+        bench.node.all_changed().unwrap();
+        assert_eq!(delivery(), Delivery::Peer);
+        bench.links.set_foreign(8);
+        assert_eq!(bench.add("c2", 8).unwrap().delivery, Delivery::Egress);
+    }
+
+    #[test]
+    fn missed_changes_are_made_up_for() {
+        let bench = bench();
+        bench.add("c1", 7).unwrap();
+        bench.add("c2", 8).unwrap();
+        bench.links.remove(7);
+        bench.node.all_changed().unwrap();
+        assert_eq!(bench.datapath.rows().unwrap().len(), 1);
+        assert_eq!(bench.node.count(), 2);
     }
 
     #[test]

@@ -61,7 +61,7 @@ pub(crate) fn plan(
     for record in records {
         let link = marked.get(&record.id).filter(|link| link.index == record.ifindex);
         let found = match link {
-            Some(_) if noted.contains(&record.id) => "deleted while no agent was running",
+            _ if noted.contains(&record.id) => "deleted while no agent was running",
             Some(link) => {
                 keep.insert(link.index);
                 alive.push((record, *link));

@@ -1,8 +1,131 @@
+use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
+use podwire_netlink::IfIndex;
+use podwire_netlink::watch::{Event, Object, Topic, Watch};
+
+use crate::Error;
 use crate::agent::Shared;
+use crate::error::chain;
 
-/// Follows the kernel's changes.
-pub(crate) async fn follow(_shared: Arc<Shared>) {
-    std::future::pending::<()>().await;
+/// Changes come in bursts: a veth that is created and deleted tells a dozen, a shaper three.
+const BURST: Duration = Duration::from_millis(20);
+
+/// How long a watch that broke is left alone.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Follows what others do to the endpoints' links, until it is dropped.
+pub(crate) async fn follow(shared: Arc<Shared>) {
+    loop {
+        match Watch::open(&[Topic::Links, Topic::TrafficControl]) {
+            Ok(mut watch) => {
+                // What happened while nobody watched.
+                work(&shared, Changes { all: true, ..Changes::default() }).await;
+                while let Some(changes) = gather(&mut watch).await {
+                    work(&shared, changes).await;
+                }
+                tracing::warn!("the watch of links broke; opening another one");
+            }
+            Err(error) => {
+                tracing::error!(error = chain(&error), "watching links: trying again");
+            }
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+/// What a burst of events comes to.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Changes {
+    /// Links that are gone.
+    gone: BTreeSet<u32>,
+    /// Links on which something hangs that did not, or no longer.
+    touched: BTreeSet<u32>,
+    /// Events were lost: anything may have changed.
+    all: bool,
+}
+
+impl Changes {
+    fn take(&mut self, event: &Event) {
+        let number = |index: IfIndex| index.as_u32();
+        match event {
+            Event::Absent(Object::Link(link)) => {
+                self.gone.insert(number(link.index));
+            }
+            Event::Present(Object::Qdisc(qdisc)) | Event::Absent(Object::Qdisc(qdisc)) => {
+                self.touched.insert(number(qdisc.index));
+            }
+            Event::Present(Object::Filter(filter)) | Event::Absent(Object::Filter(filter)) => {
+                self.touched.insert(number(filter.index));
+            }
+            Event::Lost => self.all = true,
+            // A changed MAC of a host link belongs here once it is followed.
+            Event::Present(_) | Event::Absent(_) => {}
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// Waits for something that matters, and then a moment for what comes with it. `None` when the
+/// watch broke.
+async fn gather(watch: &mut Watch) -> Option<Changes> {
+    let mut changes = Changes::default();
+    while changes.is_empty() {
+        changes.take(&watch.next().await?);
+    }
+    let end = tokio::time::sleep(BURST);
+    tokio::pin!(end);
+    loop {
+        tokio::select! {
+            () = &mut end => return Some(changes),
+            event = watch.next() => changes.take(&event?),
+        }
+    }
+}
+
+async fn work(shared: &Arc<Shared>, changes: Changes) {
+    let shared = shared.clone();
+    let worked = tokio::task::spawn_blocking(move || apply(&shared, &changes)).await;
+    if let Err(error) = worked {
+        tracing::error!(%error, "following links");
+    }
+}
+
+fn apply(shared: &Shared, changes: &Changes) {
+    let node = &shared.node;
+    let told = |result: Result<(), Error>| {
+        if let Err(error) = result {
+            tracing::error!(error = chain(&error), "following links");
+        }
+    };
+    for &index in &changes.gone {
+        match node.link_vanished(index) {
+            Ok(Some(id)) => tracing::warn!(%id, index, "its link is gone; out of the datapath"),
+            Ok(None) => {}
+            Err(error) => told(Err(error)),
+        }
+    }
+    if changes.all {
+        told(node.all_changed());
+    } else {
+        let touched: Vec<u32> = changes.touched.difference(&changes.gone).copied().collect();
+        told(node.links_changed(&touched));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lost_events_mean_everything() {
+        let mut changes = Changes::default();
+        assert!(changes.is_empty());
+        changes.take(&Event::Lost);
+        assert!(changes.all && !changes.is_empty());
+    }
 }

@@ -33,9 +33,30 @@ impl<J: Send + 'static, R: Clone + Send + 'static> Worker<J, R> {
 
     /// Has `job` done, and waits for it. `None` if the thread has died.
     pub(crate) fn call(&self, job: J) -> Option<R> {
+        self.begin(job).wait()
+    }
+
+    /// Has `job` done meanwhile.
+    pub(crate) fn begin(&self, job: J) -> Begun<R> {
         let (reply, answer) = mpsc::channel();
-        self.jobs.as_ref()?.send((job, reply)).ok()?;
-        answer.recv().ok()
+        if let Some(jobs) = &self.jobs {
+            // A thread that has died drops the reply, and the wait ends.
+            let _ = jobs.send((job, reply));
+        }
+        Begun { answer }
+    }
+}
+
+/// A job under way.
+#[must_use]
+pub(crate) struct Begun<R> {
+    answer: Receiver<R>,
+}
+
+impl<R> Begun<R> {
+    /// Waits until it is done. `None` if the thread has died.
+    pub(crate) fn wait(self) -> Option<R> {
+        self.answer.recv().ok()
     }
 }
 

@@ -213,10 +213,12 @@ fn short(id: &EndpointId) -> String {
 /// Counts of IPv6 prefixes say nothing digit by digit.
 fn count(number: u64) -> String {
     if number < 1 << 32 {
-        number.to_string()
-    } else {
-        format!("2^{}", number.ilog2() + u32::from(number == u64::MAX))
+        return number.to_string();
     }
+    // The power of two that is nearest: the next one if the two highest bits are set.
+    let floor = number.ilog2();
+    let rounded = floor + u32::from(number >> (floor - 1) == 3);
+    format!("2^{rounded}")
 }
 
 fn duration(seconds: u64) -> String {
