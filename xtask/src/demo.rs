@@ -107,6 +107,9 @@ pub fn run(options: &RunOptions) -> Result<ExitCode> {
 struct Demo {
     programs: PathBuf,
     machine: Inventory,
+    /// The node before there was an agent.
+    blank: Inventory,
+    /// The node before there were pods.
     empty: Inventory,
     host: Host,
     agent: Agent,
@@ -136,6 +139,7 @@ impl Demo {
             if path.is_file() { Ok(path.clone()) } else { Err(missing()) }
         };
         let host = Host::new()?;
+        let blank = host.inventory()?;
         let mut spec = AgentSpec::new(&host, program("podwired")?).args(["--node-name", NODE]);
         for cidr in POD_CIDRS {
             spec = spec.args(["--pod-cidr", cidr]);
@@ -157,7 +161,7 @@ impl Demo {
         let empty = host.inventory()?;
         let (pods, rows) = (vec![], vec![]);
         let mut demo =
-            Self { programs, machine, empty, host, agent, plugin, pods, rows, failures: 0 };
+            Self { programs, machine, blank, empty, host, agent, plugin, pods, rows, failures: 0 };
         demo.rows = demo.rows()?;
         Ok(demo)
     }
@@ -300,15 +304,10 @@ impl Demo {
     fn end(mut self) -> Result<u32> {
         heading("end the agent, clean up, and drop the node");
         self.agent.terminate()?;
-        note(self.cli(&["cleanup", "--yes"])?.trim_end());
-        let kept = self.host.inventory()?;
-        let kept: Vec<_> = kept
-            .of_kind("pin")
-            .into_iter()
-            .filter(|pin| pin.contains("podwire"))
-            .map(str::to_owned)
-            .collect();
-        self.outcome("no pin is left", &kept);
+        let removed = self.cli(&["cleanup", "--yes"])?;
+        note(&format!("`podwire cleanup` removed {} things", removed.lines().count()));
+        let kept = self.host.inventory()?.since(&self.blank);
+        self.outcome("the node is as it was without an agent", &kept);
         let machine = std::mem::take(&mut self.machine);
         let failures = self.failures;
         drop(self);

@@ -24,7 +24,7 @@ const NETNS_FOLDER: &str = "/run/netns";
 /// A node: a network namespace and a mount namespace of its own.
 ///
 /// In it, `lo` is up, `/run` is an empty tmpfs, `/sys/fs/bpf` a fresh bpffs; `/etc/cni`,
-/// `/var/lib/cni`, `/var/lib/containers` and `/var/lib/podwire` are empty; the rest of `/etc` and
+/// `/var/lib/cni`, `/var/lib/containers` and `/var/lib/podwire` are empty folders; the rest of `/etc` and
 /// `/var/lib` is the machine's to read, and what is written there stays in the host. All other
 /// folders are the machine's, `/sys/class/net` and the cgroups among them.
 ///

@@ -12,7 +12,10 @@ use std::{
 use nix::{
     mount::{MsFlags, mount},
     sched::{CloneFlags, setns, unshare},
-    sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket},
+    sys::{
+        socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket},
+        statfs::{OVERLAYFS_SUPER_MAGIC, statfs},
+    },
 };
 
 use crate::{Error, Result};
@@ -73,11 +76,12 @@ pub(crate) fn become_host() -> Result<()> {
         )?;
     }
     mount_tmpfs("/run", "0755")?;
-    // Not only hidden but real tmpfs mounts: an overlay cannot be the upper layer of podman's.
-    for folder in ["/etc/cni", "/var/lib/cni", "/var/lib/containers", "/var/lib/podwire"] {
-        make_folder(Path::new(folder))?;
-        mount_tmpfs(folder, "0755")?;
+    for folder in ["/etc/cni", "/var/lib/cni", "/var/lib/podwire"] {
+        empty_in_overlay(Path::new(folder))?;
     }
+    // A real tmpfs: an overlay cannot be the upper layer of podman's.
+    make_folder(Path::new("/var/lib/containers"))?;
+    mount_tmpfs("/var/lib/containers", "0755")?;
     for folder in ["/run/netns", "/run/lock", "/etc/cni/net.d"] {
         make_folder(Path::new(folder))?;
     }
@@ -141,6 +145,22 @@ fn bring_loopback_up() -> io::Result<()> {
         Some(code) => Err(io::Error::from_raw_os_error(-code)),
         None => Err(io::Error::other("the kernel's answer is cut short")),
     }
+}
+
+/// Makes a folder that is empty, and can be removed since nothing is mounted there.
+fn empty_in_overlay(path: &Path) -> Result<()> {
+    let empty = || -> io::Result<()> {
+        let parent = path.parent().unwrap_or(path);
+        // What is removed in an overlay stays where it really is; anywhere else it would be gone.
+        if statfs(parent)?.filesystem_type() != OVERLAYFS_SUPER_MAGIC {
+            return Err(io::Error::other("the overlay is not there"));
+        }
+        match fs::remove_dir_all(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => fs::create_dir(path),
+        }
+    };
+    empty().map_err(|source| Error::Mount { kind: "empty folder", target: path.into(), source })
 }
 
 fn mount_tmpfs(target: &str, mode: &str) -> Result<()> {
