@@ -26,6 +26,9 @@ use crate::{AttachChoice, Config, Error, folder, router, server, watch};
 /// How often leases that nobody used are looked for.
 const EXPIRY: Duration = Duration::from_secs(15);
 
+/// How long nothing must have been asked for before programs are attached for good.
+const PAUSE: Duration = Duration::from_secs(2);
+
 /// The node agent: set up and reconciled, its socket bound, ready to [`run`](Agent::run).
 ///
 /// Dropping it closes the socket and leaves the datapath, the router pair and the endpoints as they
@@ -110,7 +113,7 @@ impl Agent {
         let datapath: Arc<dyn Datapath> = Arc::new(KernelDatapath(programs));
         let links: Arc<dyn Links> = Arc::new(KernelLinks);
 
-        let Restored { endpoints, repairs } = restore(
+        let Restored { endpoints, provisional, repairs } = restore(
             config,
             &notes,
             &opened.records,
@@ -132,8 +135,14 @@ impl Agent {
             run_dir: config.run_dir.clone(),
             bpffs: config.bpffs.clone(),
         };
-        let node =
-            Node::new(agent.node.clone(), allocator, endpoints, opened.store, datapath, links)?;
+        let node = Node::new(
+            agent.node.clone(),
+            allocator,
+            (endpoints, provisional),
+            opened.store,
+            datapath,
+            links,
+        )?;
         let listener = bind(&socket)?;
         let shared = Arc::new(Shared { node, config: agent, repairs });
         Ok(Self { shared, listener, socket })
@@ -159,10 +168,12 @@ impl Agent {
         self.listener.set_nonblocking(true).map_err(failed("prepare"))?;
         let listener = UnixListener::from_std(self.listener).map_err(failed("listen on"))?;
         let expiry = tokio::spawn(expire(self.shared.clone()));
+        let attaching = tokio::spawn(attach(self.shared.clone()));
         let watcher = tokio::spawn(watch::follow(self.shared.clone()));
         tracing::info!(socket = %self.socket.display(), "ready");
         server::serve(listener, self.shared, stop).await;
         expiry.abort();
+        attaching.abort();
         watcher.abort();
         // Who finds no socket knows at once that nobody listens.
         if let Err(error) = fs::remove_file(&self.socket) {
@@ -196,6 +207,23 @@ async fn expire(shared: Arc<Shared>) {
     loop {
         tokio::time::sleep(EXPIRY).await;
         shared.node.expire();
+    }
+}
+
+/// Attaches programs for good while nobody asks for anything.
+async fn attach(shared: Arc<Shared>) {
+    loop {
+        tokio::time::sleep(PAUSE).await;
+        loop {
+            let shared = shared.clone();
+            match tokio::task::spawn_blocking(move || shared.node.attach_one(PAUSE)).await {
+                Ok(Ok(true)) => {}
+                Ok(Ok(false)) => break,
+                // The provisional attachment stays, and does the same.
+                Ok(Err(error)) => tracing::warn!(error = chain(&error), "attaching for good"),
+                Err(error) => tracing::error!(%error, "attaching for good"),
+            }
+        }
     }
 }
 

@@ -1,12 +1,10 @@
-use std::collections::HashSet;
-
 use podwire_api::{AttachMode, Delivery, Mac};
-use podwire_datapath as datapath;
+use podwire_datapath::{self as datapath, Attached};
 use podwire_ipam::Addresses;
-use podwire_netlink::{IfIndex, IfName, Netlink, tc};
+use podwire_netlink::{Direction, IfIndex, IfName, Netlink, tc};
 
 use crate::error::Source;
-use crate::seam::{Datapath, Link, Links, Pin, Row};
+use crate::seam::{Datapath, Link, Links, Pin, Row, Survey};
 
 /// The programs and maps of this node.
 #[derive(Debug)]
@@ -41,7 +39,11 @@ impl Datapath for KernelDatapath {
         Ok(self.0.set_delivery(ifindex, theirs(delivery))?)
     }
 
-    fn refresh(&self, link: &str, ifindex: u32) -> Result<(), Source> {
+    fn refresh(&self, link: &str, ifindex: u32) -> Result<Attached, Source> {
+        Ok(self.0.refresh(link, ifindex)?)
+    }
+
+    fn attach(&self, link: &str, ifindex: u32) -> Result<(), Source> {
         Ok(self.0.attach(link, ifindex)?)
     }
 
@@ -65,12 +67,9 @@ impl Datapath for KernelDatapath {
             .collect()
     }
 
-    fn pins(&self) -> Result<Option<Vec<Pin>>, Source> {
-        if self.mode() != AttachMode::Tcx {
-            return Ok(None);
-        }
+    fn pins(&self) -> Result<Vec<Pin>, Source> {
         let pins = self.0.link_pins()?;
-        Ok(Some(pins.into_iter().map(|pin| Pin { link: pin.name, ifindex: pin.ifindex }).collect()))
+        Ok(pins.into_iter().map(|pin| Pin { link: pin.name, ifindex: pin.ifindex }).collect())
     }
 
     fn settle(&self) -> Result<(), Source> {
@@ -110,21 +109,27 @@ impl Links for KernelLinks {
         }
     }
 
-    fn foreign(&self, indices: &[u32]) -> Result<HashSet<u32>, Source> {
+    fn survey(&self, indices: &[u32]) -> Result<Survey, Source> {
         let mut netlink = Netlink::open()?;
-        let mut foreign = HashSet::new();
+        let mut found = Survey::default();
         for &number in indices {
             let Some(index) = IfIndex::new(number) else { continue };
-            match tc::survey(&mut netlink, index) {
-                Ok(survey) if survey.foreign(is_ours).is_empty() => {}
-                Ok(_) => {
-                    foreign.insert(number);
-                }
-                Err(error) if error.is_not_found() => {}
-                Err(error) => return Err(error.into()),
+            let survey = match tc::survey(&mut netlink, index) {
+                Err(error) if error.is_not_found() => continue,
+                survey => survey?,
+            };
+            if !survey.foreign(is_ours).is_empty() {
+                found.foreign.insert(number);
+            }
+            let ours = |direction| {
+                let of = |filter: &&tc::Filter| filter.direction() == Some(direction);
+                survey.filters.iter().filter(of).any(is_ours)
+            };
+            if Direction::ALL.into_iter().all(ours) {
+                found.ours.insert(number);
             }
         }
-        Ok(foreign)
+        Ok(found)
     }
 }
 

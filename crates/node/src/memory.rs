@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Mutex;
 
 use podwire_api::{AttachMode, Delivery};
+use podwire_datapath::Attached;
 
 use crate::error::Source;
-use crate::seam::{Datapath, Link, Links, Pin, Row};
+use crate::seam::{Datapath, Link, Links, Pin, Row, Survey};
 
 #[derive(Debug, Default)]
 pub(crate) struct MemoryDatapath {
@@ -17,6 +18,7 @@ pub(crate) struct MemoryDatapath {
 struct State {
     rows: BTreeMap<u32, Row>,
     attached: BTreeMap<String, u32>,
+    settled: BTreeSet<String>,
     failing: BTreeSet<String>,
 }
 
@@ -28,6 +30,11 @@ impl MemoryDatapath {
 
     pub(crate) fn attached(&self) -> Vec<String> {
         self.state.lock().unwrap().attached.keys().cloned().collect()
+    }
+
+    /// Links whose programs are attached in the node's way.
+    pub(crate) fn settled(&self) -> Vec<String> {
+        self.state.lock().unwrap().settled.iter().cloned().collect()
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -64,6 +71,7 @@ impl Datapath for MemoryDatapath {
         self.call("remove", |state| {
             state.rows.retain(|_, row| row.ifindex != ifindex);
             state.attached.remove(link);
+            state.settled.remove(link);
         })
     }
 
@@ -75,9 +83,16 @@ impl Datapath for MemoryDatapath {
         })
     }
 
-    fn refresh(&self, link: &str, ifindex: u32) -> Result<(), Source> {
+    fn refresh(&self, link: &str, ifindex: u32) -> Result<Attached, Source> {
         self.call("refresh", |state| {
             state.attached.insert(link.to_owned(), ifindex);
+            Attached::Provisionally
+        })
+    }
+
+    fn attach(&self, link: &str, _ifindex: u32) -> Result<(), Source> {
+        self.call("attach", |state| {
+            state.settled.insert(link.to_owned());
         })
     }
 
@@ -87,11 +102,11 @@ impl Datapath for MemoryDatapath {
         })
     }
 
-    fn pins(&self) -> Result<Option<Vec<Pin>>, Source> {
+    fn pins(&self) -> Result<Vec<Pin>, Source> {
         self.call("pins", |state| {
             let pin =
                 |(link, index): (&String, &u32)| Pin { link: link.clone(), ifindex: Some(*index) };
-            Some(state.attached.iter().map(pin).collect())
+            state.attached.iter().map(pin).collect()
         })
     }
 
@@ -142,8 +157,9 @@ impl Links for MemoryLinks {
         Ok(())
     }
 
-    fn foreign(&self, indices: &[u32]) -> Result<HashSet<u32>, Source> {
+    fn survey(&self, indices: &[u32]) -> Result<Survey, Source> {
         let foreign = self.foreign.lock().unwrap();
-        Ok(indices.iter().filter(|index| foreign.contains(index)).copied().collect())
+        let foreign = indices.iter().filter(|index| foreign.contains(index)).copied().collect();
+        Ok(Survey { foreign, ours: HashSet::new() })
     }
 }

@@ -1,12 +1,12 @@
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use ipnetwork::IpNetwork;
 use podwire_api::{
-    Delivery, Endpoint, EndpointId, EndpointRequest, Lease, LeaseReply, LeaseRequest, LeaseState,
-    Mark, NodeConfig, PoolUsage, Removed,
+    AttachMode, Delivery, Endpoint, EndpointId, EndpointRequest, Lease, LeaseReply, LeaseRequest,
+    LeaseState, Mark, NodeConfig, PoolUsage, Removed,
 };
 use podwire_ipam::{Addresses, Allocator, Owner, Request, Time};
 
@@ -26,6 +26,11 @@ pub(crate) struct Node {
     started: Instant,
     allocator: Mutex<Allocator>,
     endpoints: Mutex<BTreeMap<EndpointId, Endpoint>>,
+    /// Endpoints whose programs were attached in the way that costs least, and are to be attached in
+    /// the node's way when there is time.
+    provisional: Mutex<BTreeSet<EndpointId>>,
+    /// When something was last asked for that touches the kernel.
+    busy: Mutex<Instant>,
     turns: Turns,
     store: Store,
     datapath: Arc<dyn Datapath>,
@@ -35,11 +40,12 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    /// A node with the endpoints that were restored; their leases are in the allocator already.
+    /// A node with the endpoints that were restored, and those of them that are attached
+    /// provisionally; their leases are in the allocator already.
     pub(crate) fn new(
         config: NodeConfig,
         allocator: Allocator,
-        endpoints: Vec<Endpoint>,
+        restored: (Vec<Endpoint>, Vec<EndpointId>),
         store: Store,
         datapath: Arc<dyn Datapath>,
         links: Arc<dyn Links>,
@@ -52,12 +58,15 @@ impl Node {
                     object: "a thread".into(),
                     source: source.into(),
                 })?;
+        let (endpoints, provisional) = restored;
         let endpoints = endpoints.into_iter().map(|one| (one.id.clone(), one)).collect();
         Ok(Self {
             config,
             started: Instant::now(),
             allocator: Mutex::new(allocator),
             endpoints: Mutex::new(endpoints),
+            provisional: Mutex::new(provisional.into_iter().collect()),
+            busy: Mutex::new(Instant::now()),
             turns: Turns::default(),
             store,
             datapath,
@@ -72,6 +81,7 @@ impl Node {
 
     /// Leases addresses until further notice.
     pub(crate) fn lease(&self, request: &LeaseRequest) -> Result<LeaseReply, Error> {
+        self.touch();
         let _turn = self.turns.take(&request.id);
         let wanted = Request::default().with_addresses(&request.addresses)?;
         let lease = {
@@ -86,6 +96,7 @@ impl Node {
 
     /// Takes a lease back that no endpoint stands behind.
     pub(crate) fn release(&self, id: &EndpointId) -> Result<Removed, Error> {
+        self.touch();
         let _turn = self.turns.take(id);
         if self.endpoint(id).is_some() {
             return Err(Error::Conflict(format!(
@@ -101,6 +112,7 @@ impl Node {
         id: &EndpointId,
         request: &EndpointRequest,
     ) -> Result<Endpoint, Error> {
+        self.touch();
         let _turn = self.turns.take(id);
         let addresses = check_request(id, request)?;
         let link = self.links.find(&request.host_link).map_err(look_up(&request.host_link))?;
@@ -128,11 +140,15 @@ impl Node {
             self.drop_lease(id);
         })?;
         self.endpoints().insert(id.clone(), endpoint.clone());
+        if self.datapath.mode() == AttachMode::Tcx {
+            self.provisional().insert(id.clone());
+        }
         Ok(endpoint)
     }
 
     /// Removes an endpoint, or whatever there is of it.
     pub(crate) fn delete(&self, id: &EndpointId) -> Result<Removed, Error> {
+        self.touch();
         let _turn = self.turns.take(id);
         if let Some(present) = self.endpoint(id) {
             self.forget(&present, Fate::Deleted)?;
@@ -168,9 +184,10 @@ impl Node {
         if known.is_empty() {
             return Ok(());
         }
-        let foreign = self.links.foreign(&known).map_err(look_at("what hangs on the links"))?;
+        let hanging = self.links.survey(&known).map_err(look_at("what hangs on the links"))?;
         for index in known {
-            let delivery = if foreign.contains(&index) { Delivery::Egress } else { Delivery::Peer };
+            let delivery =
+                if hanging.foreign.contains(&index) { Delivery::Egress } else { Delivery::Peer };
             if let Some(id) = self.set_delivery(index, delivery)? {
                 tracing::info!(%id, ?delivery, "delivery changed");
             }
@@ -192,6 +209,24 @@ impl Node {
         self.links_changed(&present)
     }
 
+    /// Attaches one endpoint's programs in the node's way, if one still waits for it and nobody has
+    /// asked for anything for the last `pause`. Says whether there was one.
+    pub(crate) fn attach_one(&self, pause: Duration) -> Result<bool, Error> {
+        if self.busy.lock().unwrap_or_else(PoisonError::into_inner).elapsed() < pause {
+            return Ok(false);
+        }
+        let Some(id) = self.provisional().pop_first() else { return Ok(false) };
+        let _turn = self.turns.take(&id);
+        if let Some(endpoint) = self.endpoint(&id) {
+            let Endpoint { host_link, ifindex, .. } = &endpoint;
+            self.datapath.attach(host_link, *ifindex).map_err(|source| {
+                let object = format!("the programs to {host_link}");
+                Error::Datapath { operation: "attach", object, source }
+            })?;
+        }
+        Ok(true)
+    }
+
     fn set_delivery(&self, ifindex: u32, delivery: Delivery) -> Result<Option<EndpointId>, Error> {
         let Some(id) = self.endpoint_of(ifindex).map(|endpoint| endpoint.id) else {
             return Ok(None);
@@ -209,8 +244,8 @@ impl Node {
     }
 
     fn delivery_over(&self, ifindex: u32) -> Result<Delivery, Error> {
-        let foreign = self.links.foreign(&[ifindex]).map_err(look_at("what hangs on the link"))?;
-        Ok(if foreign.is_empty() { Delivery::Peer } else { Delivery::Egress })
+        let hanging = self.links.survey(&[ifindex]).map_err(look_at("what hangs on the link"))?;
+        Ok(if hanging.foreign.is_empty() { Delivery::Peer } else { Delivery::Egress })
     }
 
     /// One endpoint.
@@ -315,25 +350,20 @@ impl Node {
     /// which a packet for its address could reach the next owner of it.
     fn forget(&self, endpoint: &Endpoint, fate: Fate) -> Result<(), Error> {
         let Endpoint { id, host_link, ifindex, .. } = endpoint;
-        self.datapath.remove(host_link, *ifindex).map_err(unmap(id))?;
-        // The kernel takes its time over both; they do not wait for each other.
-        let settling = self.settle.begin(());
-        let deleted = match fate {
-            Fate::Deleted => self.delete_link(id).map(drop),
-            Fate::Replaced => Ok(()),
-        };
-        match settling.wait() {
-            Some(Ok(())) => {}
-            Some(Err(source)) => {
-                return Err(Error::Datapath {
-                    operation: "wait for a grace period after",
-                    object: format!("endpoint {id}"),
-                    source: error::chain(&**source).into(),
-                });
-            }
-            None => return Err(Error::Died("settling thread")),
+        self.provisional().remove(id);
+        if fate == Fate::Deleted {
+            // First: the programs go with the link, while detaching them one by one makes the
+            // kernel wait for each.
+            self.delete_link(id)?;
         }
-        deleted?;
+        self.datapath.remove(host_link, *ifindex).map_err(unmap(id))?;
+        self.settle.call(()).ok_or(Error::Died("settling thread"))?.map_err(|source| {
+            Error::Datapath {
+                operation: "wait for a grace period after",
+                object: format!("endpoint {id}"),
+                source: error::chain(&**source).into(),
+            }
+        })?;
         self.store.delete(id).map_err(shared)?;
         self.endpoints().remove(id);
         self.drop_lease(id);
@@ -370,6 +400,14 @@ impl Node {
     /// The allocator's clock: it stands still while the agent is down, and so do its cool-downs.
     fn now(&self) -> Time {
         Time::new(self.started.elapsed())
+    }
+
+    fn provisional(&self) -> MutexGuard<'_, BTreeSet<EndpointId>> {
+        self.provisional.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn touch(&self) {
+        *self.busy.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
     }
 
     fn allocator(&self) -> MutexGuard<'_, Allocator> {
@@ -544,7 +582,7 @@ mod tests {
         let node = Node::new(
             config.node_config().unwrap(),
             allocator,
-            Vec::new(),
+            (Vec::new(), Vec::new()),
             opened.store,
             datapath.clone(),
             links.clone(),
@@ -618,6 +656,19 @@ mod tests {
         assert_eq!(bench.node.delete(&id("c1")).unwrap(), Removed::Removed);
         assert!(bench.is_empty());
         assert_eq!(bench.node.delete(&id("c1")).unwrap(), Removed::Absent);
+    }
+
+    #[test]
+    fn programs_are_attached_for_good_when_there_is_time() {
+        let bench = bench();
+        bench.add("c1", 7).unwrap();
+        bench.add("c2", 8).unwrap();
+        assert!(!bench.node.attach_one(Duration::from_secs(3600)).unwrap());
+        assert_eq!(bench.datapath.settled(), Vec::<String>::new());
+        bench.node.delete(&id("c1")).unwrap();
+        assert!(bench.node.attach_one(Duration::ZERO).unwrap());
+        assert!(!bench.node.attach_one(Duration::ZERO).unwrap());
+        assert_eq!(bench.datapath.settled(), [id("c2").host_link()]);
     }
 
     #[test]
@@ -720,6 +771,7 @@ mod tests {
         let bench = bench();
         let endpoint = bench.add("c1", 7).unwrap();
         for failing in ["remove", "settle"] {
+            bench.plug("c1", 7);
             bench.datapath.fail_next(failing);
             bench.node.delete(&id("c1")).unwrap_err();
             assert_eq!(bench.node.leases()[0].addresses, endpoint.addresses, "{failing}");

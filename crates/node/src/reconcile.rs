@@ -4,17 +4,16 @@ use podwire_api::{Delivery, Endpoint, EndpointId, Mark, NodeName, Repair};
 use podwire_ipam::Addresses;
 use podwire_netns::UNFINISHED_GROUP;
 
-use crate::seam::{Link, Pin, Row};
+use crate::seam::{Link, Pin, Row, Survey};
 
 /// What stands in the kernel when the agent starts.
 #[derive(Debug, Default)]
 pub(crate) struct Observed {
     pub(crate) links: Vec<Link>,
-    /// Host links that carry something foreign.
-    pub(crate) foreign: HashSet<u32>,
+    /// What hangs on the records' links.
+    pub(crate) hanging: Survey,
     pub(crate) rows: Vec<(u32, Row)>,
-    /// `None` where attaching leaves no pins.
-    pub(crate) pins: Option<Vec<Pin>>,
+    pub(crate) pins: Vec<Pin>,
 }
 
 /// One act that brings records and kernel together.
@@ -53,7 +52,7 @@ pub(crate) fn plan(
 ) -> Plan {
     let marked = marked_links(node, &observed.links);
     let pins: HashMap<&str, &Pin> =
-        observed.pins.iter().flatten().map(|pin| (pin.link.as_str(), pin)).collect();
+        observed.pins.iter().map(|pin| (pin.link.as_str(), pin)).collect();
     let mut plan = Plan::default();
     let mut alive = Vec::new();
     let mut keep = HashSet::new();
@@ -88,7 +87,7 @@ pub(crate) fn plan(
         plan.tell(format!("slot {slot}"), "no endpoint goes with it", "emptied");
     }
     let known: HashSet<&str> = records.iter().map(|record| record.host_link.as_str()).collect();
-    for pin in observed.pins.iter().flatten() {
+    for pin in &observed.pins {
         if !known.contains(pin.link.as_str()) {
             let ifindex = pin.ifindex.unwrap_or(GONE);
             plan.steps.push(Step::Remove { link: pin.link.clone(), ifindex });
@@ -99,8 +98,11 @@ pub(crate) fn plan(
     let rows: HashMap<u32, (u32, &Row)> =
         observed.rows.iter().map(|(slot, row)| (row.ifindex, (*slot, row))).collect();
     for (record, link) in alive {
-        let delivery =
-            if observed.foreign.contains(&link.index) { Delivery::Egress } else { Delivery::Peer };
+        let delivery = if observed.hanging.foreign.contains(&link.index) {
+            Delivery::Egress
+        } else {
+            Delivery::Peer
+        };
         let row = Row {
             ifindex: link.index,
             mac: record.mac,
@@ -110,9 +112,9 @@ pub(crate) fn plan(
         };
         let mut endpoint = Endpoint { host_mac: row.host_mac, delivery, ..record.clone() };
         let subject = format!("endpoint {}", record.id);
-        let pinned = observed.pins.is_none()
-            || pins.get(link.name.as_str()).is_some_and(|pin| pin.ifindex == Some(link.index));
-        if !pinned {
+        let pinned =
+            pins.get(link.name.as_str()).is_some_and(|pin| pin.ifindex == Some(link.index));
+        if !pinned && !observed.hanging.ours.contains(&link.index) {
             plan.tell(subject.clone(), "its programs were not attached", "attached");
         }
         match rows.get(&link.index) {
@@ -268,7 +270,7 @@ mod tests {
         let observed = Observed {
             links: vec![link("a", 7)],
             rows: vec![row(7)],
-            pins: Some(vec![pin("a", Some(7))]),
+            pins: vec![pin("a", Some(7))],
             ..Observed::default()
         };
         let plan = plan(&node(), &[record("a", 7)], &nothing_noted(), &observed);
@@ -278,12 +280,15 @@ mod tests {
 
     #[test]
     fn missing_rows_and_pins_come_back() {
-        let observed = |pins| Observed { links: vec![link("a", 7)], pins, ..Observed::default() };
-        let plan_of = |pins| plan(&node(), &[record("a", 7)], &nothing_noted(), &observed(pins));
-        let unpinned = plan_of(Some(Vec::new()));
-        assert_eq!(unpinned.repairs.len(), 2, "{unpinned:?}");
-        assert!(matches!(&unpinned.steps[..], [Step::Write { .. }]), "{unpinned:?}");
-        assert_eq!(plan_of(None).repairs.len(), 1, "filters leave no pins");
+        let plan_of = |hanging| {
+            let observed = Observed { links: vec![link("a", 7)], hanging, ..Observed::default() };
+            plan(&node(), &[record("a", 7)], &nothing_noted(), &observed)
+        };
+        let bare = plan_of(Survey::default());
+        assert_eq!(bare.repairs.len(), 2, "{bare:?}");
+        assert!(matches!(&bare.steps[..], [Step::Write { .. }]), "{bare:?}");
+        let filtered = plan_of(Survey { ours: HashSet::from([7]), ..Survey::default() });
+        assert_eq!(filtered.repairs.len(), 1, "filters leave no pins");
     }
 
     #[test]
@@ -292,9 +297,9 @@ mod tests {
         renamed.mac = Some(Mac([2, 0, 0, 0, 0, 9]));
         let observed = Observed {
             links: vec![renamed],
-            foreign: HashSet::from([7]),
+            hanging: Survey { foreign: HashSet::from([7]), ours: HashSet::new() },
             rows: vec![row(7)],
-            pins: Some(vec![pin("a", Some(7))]),
+            pins: vec![pin("a", Some(7))],
         };
         let plan = plan(&node(), &[record("a", 7)], &nothing_noted(), &observed);
         let [Step::Write { endpoint, row }] = &plan.steps[..] else { panic!("{plan:?}") };
@@ -305,11 +310,8 @@ mod tests {
 
     #[test]
     fn records_without_their_link_are_dropped() {
-        let observed = Observed {
-            rows: vec![row(7)],
-            pins: Some(vec![pin("a", None)]),
-            ..Observed::default()
-        };
+        let observed =
+            Observed { rows: vec![row(7)], pins: vec![pin("a", None)], ..Observed::default() };
         let plan = plan(&node(), &[record("a", 7)], &nothing_noted(), &observed);
         let link = id("a").host_link();
         assert_eq!(
@@ -323,7 +325,7 @@ mod tests {
     fn rows_and_pins_without_a_record_are_removed() {
         let observed = Observed {
             rows: vec![row(7), row(8)],
-            pins: Some(vec![pin("a", Some(7)), pin("b", None)]),
+            pins: vec![pin("a", Some(7)), pin("b", None)],
             ..Observed::default()
         };
         let plan = plan(&node(), &[], &nothing_noted(), &observed);
@@ -390,7 +392,7 @@ mod tests {
         let observed = Observed {
             links: vec![link("a", 7)],
             rows: vec![row(7)],
-            pins: Some(vec![pin("a", Some(7))]),
+            pins: vec![pin("a", Some(7))],
             ..Observed::default()
         };
         let noted = BTreeSet::from([id("a"), id("unheard-of")]);

@@ -3,7 +3,8 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-use podwire_api::{Endpoint, Repair};
+use podwire_api::{Endpoint, EndpointId, Repair};
+use podwire_datapath::Attached;
 use podwire_ipam::{Addresses, Allocator, Lease, LeaseState};
 
 use crate::error::{Source, chain};
@@ -17,6 +18,8 @@ use crate::{Config, Error, notes};
 #[derive(Debug)]
 pub(crate) struct Restored {
     pub(crate) endpoints: Vec<Endpoint>,
+    /// Those whose programs are to be attached in the node's way when there is time.
+    pub(crate) provisional: Vec<EndpointId>,
     pub(crate) repairs: Vec<Repair>,
 }
 
@@ -45,10 +48,16 @@ pub(crate) fn restore(
         });
     }
     let mut endpoints = Vec::with_capacity(records.len());
+    let mut provisional = Vec::new();
     for step in &steps {
         match act(step, store, allocator, datapath, links) {
             Ok(None) => {}
-            Ok(Some(endpoint)) => endpoints.push(endpoint),
+            Ok(Some((endpoint, attached))) => {
+                if attached == Attached::Provisionally {
+                    provisional.push(endpoint.id.clone());
+                }
+                endpoints.push(endpoint);
+            }
             Err(error) => {
                 let (object, found) = (subject(step), chain(&error));
                 tracing::error!(object, error = found, "restoring");
@@ -61,7 +70,7 @@ pub(crate) fn restore(
         waited.map_err(trouble("wait for a grace period after", "removals"))?;
     }
     notes::remove(notes_dir, &waiting.notes)?;
-    Ok(Restored { endpoints, repairs })
+    Ok(Restored { endpoints, provisional, repairs })
 }
 
 fn observe(
@@ -82,7 +91,7 @@ fn observe(
     }
     let indices: Vec<u32> = records.iter().map(|record| record.ifindex).collect();
     Ok(Observed {
-        foreign: links.foreign(&indices).map_err(read("what hangs on the links"))?,
+        hanging: links.survey(&indices).map_err(read("what hangs on the links"))?,
         links: found,
         rows: datapath.rows().map_err(read("the datapath's endpoints"))?,
         pins: datapath.pins().map_err(read("the pins"))?,
@@ -95,7 +104,7 @@ fn act(
     allocator: &mut Allocator,
     datapath: &dyn Datapath,
     links: &dyn Links,
-) -> Result<Option<Endpoint>, Error> {
+) -> Result<Option<(Endpoint, Attached)>, Error> {
     match step {
         Step::Remove { link, ifindex } => {
             datapath.remove(link, *ifindex).map_err(trouble("remove from the datapath", link))?;
@@ -111,17 +120,17 @@ fn act(
         }
         Step::Refresh { endpoint } => {
             hold(allocator, endpoint)?;
-            datapath
+            let attached = datapath
                 .refresh(&endpoint.host_link, endpoint.ifindex)
                 .map_err(trouble("replace the programs of", &endpoint.host_link))?;
-            Ok(Some(endpoint.clone()))
+            Ok(Some((endpoint.clone(), attached)))
         }
         Step::Write { endpoint, row } => {
             hold(allocator, endpoint)?;
             let slot = datapath
                 .add(&endpoint.host_link, row)
                 .map_err(trouble("write into the datapath", &endpoint.id))?;
-            Ok(Some(Endpoint { slot, ..endpoint.clone() }))
+            Ok(Some((Endpoint { slot, ..endpoint.clone() }, Attached::Provisionally)))
         }
     }
 }
@@ -156,7 +165,7 @@ fn trouble(
 mod tests {
     use std::fs;
 
-    use podwire_api::{Delivery, EndpointId, Mac, Mark};
+    use podwire_api::{Delivery, Mac, Mark};
     use podwire_ipam::PoolConfig;
 
     use super::*;

@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use std::fmt::Debug;
 
 use podwire_api::{AttachMode, Delivery, Mac};
+use podwire_datapath::Attached;
 use podwire_ipam::Addresses;
 
 use crate::error::Source;
@@ -43,14 +44,19 @@ pub(crate) trait Datapath: Debug + Send + Sync {
     /// Changes how packets are handed to the endpoint of an interface.
     fn set_delivery(&self, ifindex: u32, delivery: Delivery) -> Result<(), Source>;
 
-    /// Puts today's programs in the place of those on a host link, without a gap.
-    fn refresh(&self, link: &str, ifindex: u32) -> Result<(), Source>;
+    /// Puts today's programs in the place of those on a host link, without a gap, and attaches
+    /// those that are missing, in the way that costs least.
+    fn refresh(&self, link: &str, ifindex: u32) -> Result<Attached, Source>;
+
+    /// Attaches the programs of a host link in the node's way, where they were added in one that
+    /// costs less. It takes tens of milliseconds, in which other changes of links wait.
+    fn attach(&self, link: &str, ifindex: u32) -> Result<(), Source>;
 
     /// All endpoints, with their slots.
     fn rows(&self) -> Result<Vec<(u32, Row)>, Source>;
 
-    /// What is pinned, of all host links; `None` where attaching leaves no pins.
-    fn pins(&self) -> Result<Option<Vec<Pin>>, Source>;
+    /// What is pinned, of all host links.
+    fn pins(&self) -> Result<Vec<Pin>, Source>;
 
     /// Waits until no packet is on its way that may have seen rows removed before.
     fn settle(&self) -> Result<(), Source>;
@@ -67,6 +73,15 @@ pub(crate) struct Link {
     pub(crate) group: u32,
 }
 
+/// What hangs on links.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Survey {
+    /// Those with a queueing discipline or filter that is not ours.
+    pub(crate) foreign: HashSet<u32>,
+    /// Those on which both of our programs hang as filters.
+    pub(crate) ours: HashSet<u32>,
+}
+
 /// The interfaces of the agent's namespace.
 pub(crate) trait Links: Debug + Send + Sync {
     /// The link of that name.
@@ -78,6 +93,6 @@ pub(crate) trait Links: Debug + Send + Sync {
     /// Deletes one. Nothing there is no error.
     fn delete(&self, index: u32) -> Result<(), Source>;
 
-    /// Those that carry a queueing discipline or filter that is not ours, among these.
-    fn foreign(&self, indices: &[u32]) -> Result<HashSet<u32>, Source>;
+    /// What hangs on these.
+    fn survey(&self, indices: &[u32]) -> Result<Survey, Source>;
 }
