@@ -120,6 +120,7 @@ fn addresses_are_chosen_and_ports_are_published() {
     for (wanted, why) in [
         ("--ip=10.1.0.77", format!("10.1.0.77 is held by {}/eth0", a.id)),
         ("--ip=10.9.0.77", "10.9.0.77 is in no CIDR".to_owned()),
+        ("--mac-address=02:00:00:00:00:77", "MAC=02:00:00:00:00:77 is not supported".to_owned()),
     ] {
         let refused = podman.try_run(&["run", "--rm", "--network=podwire", wanted, IMAGE, "true"]);
         let error = refused.unwrap_err();

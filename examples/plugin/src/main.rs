@@ -40,7 +40,7 @@ fn default_run_dir() -> PathBuf {
 impl Plugin for Podwire {
     fn add(&self, add: &Add) -> Result<Success, Error> {
         let settings: Settings = add.config.settings()?;
-        refuse_unsupported(&add.config)?;
+        refuse_unsupported(&add.config, &add.args)?;
         if add.prev_result.is_some() {
             return Err(Error::new(Code::INVALID_NETWORK_CONFIG, "prevResult in an ADD")
                 .with_details("podwire-cni creates the interface: it must be first in its list"));
@@ -147,7 +147,7 @@ fn agent(settings: &Settings) -> Client {
 }
 
 /// What a configuration may ask for and does not get must be refused, not passed over.
-fn refuse_unsupported(config: &NetworkConfig) -> Result<(), Error> {
+fn refuse_unsupported(config: &NetworkConfig, args: &Args) -> Result<(), Error> {
     let refuse =
         |what: &str| Err(Error::new(Code::UNSUPPORTED_FIELD, format!("{what} is not supported")));
     if config.ipam_plugin().is_some() {
@@ -155,6 +155,11 @@ fn refuse_unsupported(config: &NetworkConfig) -> Result<(), Error> {
     }
     if config.runtime().mac.is_some() {
         return refuse("runtimeConfig.mac");
+    }
+    // So podman passes on --mac-address, whatever the configuration's capabilities.
+    if let Some(mac) = args.value("MAC") {
+        let msg = format!("CNI_ARGS: MAC={mac} is not supported");
+        return Err(Error::new(Code::INVALID_ENVIRONMENT_VARIABLES, msg));
     }
     Ok(())
 }
