@@ -26,7 +26,7 @@ use crate::{AttachChoice, Config, Error, folder, router, server, watch};
 /// How often leases that nobody used are looked for.
 const EXPIRY: Duration = Duration::from_secs(15);
 
-/// How long nothing must have been asked for before programs are attached for good.
+/// How long nothing must have been asked for before many programs are attached for good.
 const PAUSE: Duration = Duration::from_secs(2);
 
 /// The node agent: set up and reconciled, its socket bound, ready to [`run`](Agent::run).
@@ -113,7 +113,7 @@ impl Agent {
         let datapath: Arc<dyn Datapath> = Arc::new(KernelDatapath(programs));
         let links: Arc<dyn Links> = Arc::new(KernelLinks);
 
-        let Restored { endpoints, provisional, repairs } = restore(
+        let Restored { endpoints, repairs } = restore(
             config,
             &notes,
             &opened.records,
@@ -135,14 +135,8 @@ impl Agent {
             run_dir: config.run_dir.clone(),
             bpffs: config.bpffs.clone(),
         };
-        let node = Node::new(
-            agent.node.clone(),
-            allocator,
-            (endpoints, provisional),
-            opened.store,
-            datapath,
-            links,
-        )?;
+        let node =
+            Node::new(agent.node.clone(), allocator, endpoints, opened.store, datapath, links)?;
         let listener = bind(&socket)?;
         let shared = Arc::new(Shared { node, config: agent, repairs });
         Ok(Self { shared, listener, socket })
@@ -210,15 +204,16 @@ async fn expire(shared: Arc<Shared>) {
     }
 }
 
-/// Attaches programs for good while nobody asks for anything.
+/// Attaches programs for good: as many as there are while nobody asks for anything, and otherwise
+/// one at a time, so that a node that is never idle gets there as well.
 async fn attach(shared: Arc<Shared>) {
     loop {
         tokio::time::sleep(PAUSE).await;
         loop {
-            let shared = shared.clone();
-            match tokio::task::spawn_blocking(move || shared.node.attach_one(PAUSE)).await {
-                Ok(Ok(true)) => {}
-                Ok(Ok(false)) => break,
+            let working = shared.clone();
+            match tokio::task::spawn_blocking(move || working.node.attach_one()).await {
+                Ok(Ok(true)) if shared.node.idle() >= PAUSE => {}
+                Ok(Ok(_)) => break,
                 // The provisional attachment stays, and does the same.
                 Ok(Err(error)) => tracing::warn!(error = chain(&error), "attaching for good"),
                 Err(error) => tracing::error!(%error, "attaching for good"),

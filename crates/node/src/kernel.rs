@@ -39,8 +39,10 @@ impl Datapath for KernelDatapath {
         Ok(self.0.set_delivery(ifindex, theirs(delivery))?)
     }
 
-    fn refresh(&self, link: &str, ifindex: u32) -> Result<Attached, Source> {
-        Ok(self.0.refresh(link, ifindex)?)
+    fn refresh(&self, link: &str, ifindex: u32) -> Result<(), Source> {
+        // What was attached provisionally is attached for good along with all others.
+        let (Attached::InPlace | Attached::Provisionally) = self.0.refresh(link, ifindex)?;
+        Ok(())
     }
 
     fn attach(&self, link: &str, ifindex: u32) -> Result<(), Source> {

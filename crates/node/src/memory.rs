@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Mutex;
 
 use podwire_api::{AttachMode, Delivery};
-use podwire_datapath::Attached;
 
 use crate::error::Source;
 use crate::seam::{Datapath, Link, Links, Pin, Row, Survey};
@@ -83,10 +82,9 @@ impl Datapath for MemoryDatapath {
         })
     }
 
-    fn refresh(&self, link: &str, ifindex: u32) -> Result<Attached, Source> {
+    fn refresh(&self, link: &str, ifindex: u32) -> Result<(), Source> {
         self.call("refresh", |state| {
             state.attached.insert(link.to_owned(), ifindex);
-            Attached::Provisionally
         })
     }
 

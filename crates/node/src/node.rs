@@ -26,8 +26,8 @@ pub(crate) struct Node {
     started: Instant,
     allocator: Mutex<Allocator>,
     endpoints: Mutex<BTreeMap<EndpointId, Endpoint>>,
-    /// Endpoints whose programs were attached in the way that costs least, and are to be attached in
-    /// the node's way when there is time.
+    /// Endpoints whose programs were attached in the way that costs least, or by an earlier agent,
+    /// and are to be attached for good when there is time.
     provisional: Mutex<BTreeSet<EndpointId>>,
     /// When something was last asked for that touches the kernel.
     busy: Mutex<Instant>,
@@ -40,12 +40,11 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    /// A node with the endpoints that were restored, and those of them that are attached
-    /// provisionally; their leases are in the allocator already.
+    /// A node with the endpoints that were restored; their leases are in the allocator already.
     pub(crate) fn new(
         config: NodeConfig,
         allocator: Allocator,
-        restored: (Vec<Endpoint>, Vec<EndpointId>),
+        restored: Vec<Endpoint>,
         store: Store,
         datapath: Arc<dyn Datapath>,
         links: Arc<dyn Links>,
@@ -58,14 +57,14 @@ impl Node {
                     object: "a thread".into(),
                     source: source.into(),
                 })?;
-        let (endpoints, provisional) = restored;
-        let endpoints = endpoints.into_iter().map(|one| (one.id.clone(), one)).collect();
+        let provisional = restored.iter().map(|one| one.id.clone()).collect();
+        let endpoints = restored.into_iter().map(|one| (one.id.clone(), one)).collect();
         Ok(Self {
             config,
             started: Instant::now(),
             allocator: Mutex::new(allocator),
             endpoints: Mutex::new(endpoints),
-            provisional: Mutex::new(provisional.into_iter().collect()),
+            provisional: Mutex::new(provisional),
             busy: Mutex::new(Instant::now()),
             turns: Turns::default(),
             store,
@@ -209,12 +208,9 @@ impl Node {
         self.links_changed(&present)
     }
 
-    /// Attaches one endpoint's programs in the node's way, if one still waits for it and nobody has
-    /// asked for anything for the last `pause`. Says whether there was one.
-    pub(crate) fn attach_one(&self, pause: Duration) -> Result<bool, Error> {
-        if self.busy.lock().unwrap_or_else(PoisonError::into_inner).elapsed() < pause {
-            return Ok(false);
-        }
+    /// Attaches one endpoint's programs for good, if one still waits for it. Says whether there was
+    /// one.
+    pub(crate) fn attach_one(&self) -> Result<bool, Error> {
         let Some(id) = self.provisional().pop_first() else { return Ok(false) };
         let _turn = self.turns.take(&id);
         if let Some(endpoint) = self.endpoint(&id) {
@@ -406,6 +402,11 @@ impl Node {
         self.provisional.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// How long nobody has asked for anything that touches the kernel.
+    pub(crate) fn idle(&self) -> Duration {
+        self.busy.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
+    }
+
     fn touch(&self) {
         *self.busy.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
     }
@@ -582,7 +583,7 @@ mod tests {
         let node = Node::new(
             config.node_config().unwrap(),
             allocator,
-            (Vec::new(), Vec::new()),
+            Vec::new(),
             opened.store,
             datapath.clone(),
             links.clone(),
@@ -663,11 +664,10 @@ mod tests {
         let bench = bench();
         bench.add("c1", 7).unwrap();
         bench.add("c2", 8).unwrap();
-        assert!(!bench.node.attach_one(Duration::from_secs(3600)).unwrap());
         assert_eq!(bench.datapath.settled(), Vec::<String>::new());
         bench.node.delete(&id("c1")).unwrap();
-        assert!(bench.node.attach_one(Duration::ZERO).unwrap());
-        assert!(!bench.node.attach_one(Duration::ZERO).unwrap());
+        assert!(bench.node.attach_one().unwrap());
+        assert!(!bench.node.attach_one().unwrap());
         assert_eq!(bench.datapath.settled(), [id("c2").host_link()]);
     }
 

@@ -27,8 +27,11 @@ pub(crate) enum Step {
     DropRecord { id: EndpointId },
     /// Write the endpoint into the datapath and attach the programs.
     Write { endpoint: Endpoint, row: Row },
-    /// The datapath has it as it should be: put today's programs in the place of yesterday's.
+    /// The datapath has it as it should be, but its programs are gone: attach today's.
     Refresh { endpoint: Endpoint },
+    /// All is as it should be. Its programs are yesterday's, on the same maps, and are replaced when
+    /// there is time: that takes tens of milliseconds for each.
+    Keep { endpoint: Endpoint },
 }
 
 /// What to do, in this order, and what of it is worth telling.
@@ -114,13 +117,17 @@ pub(crate) fn plan(
         let subject = format!("endpoint {}", record.id);
         let pinned =
             pins.get(link.name.as_str()).is_some_and(|pin| pin.ifindex == Some(link.index));
-        if !pinned && !observed.hanging.ours.contains(&link.index) {
+        let attached = pinned || observed.hanging.ours.contains(&link.index);
+        if !attached {
             plan.tell(subject.clone(), "its programs were not attached", "attached");
         }
         match rows.get(&link.index) {
             Some((slot, found)) if **found == row => {
                 endpoint.slot = *slot;
-                plan.steps.push(Step::Refresh { endpoint });
+                plan.steps.push(match attached {
+                    true => Step::Keep { endpoint },
+                    false => Step::Refresh { endpoint },
+                });
                 continue;
             }
             Some(_) => plan.tell(subject, "the datapath had other properties", "rewritten"),
@@ -275,7 +282,11 @@ mod tests {
         };
         let plan = plan(&node(), &[record("a", 7)], &nothing_noted(), &observed);
         assert_eq!(plan.repairs, []);
+        assert_eq!(plan.steps, [Step::Keep { endpoint: record("a", 7) }]);
+        let bare = Observed { pins: Vec::new(), ..observed };
+        let plan = super::plan(&node(), &[record("a", 7)], &nothing_noted(), &bare);
         assert_eq!(plan.steps, [Step::Refresh { endpoint: record("a", 7) }]);
+        assert_eq!(plan.repairs.len(), 1);
     }
 
     #[test]

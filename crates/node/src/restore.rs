@@ -3,8 +3,7 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-use podwire_api::{Endpoint, EndpointId, Repair};
-use podwire_datapath::Attached;
+use podwire_api::{Endpoint, Repair};
 use podwire_ipam::{Addresses, Allocator, Lease, LeaseState};
 
 use crate::error::{Source, chain};
@@ -18,8 +17,6 @@ use crate::{Config, Error, notes};
 #[derive(Debug)]
 pub(crate) struct Restored {
     pub(crate) endpoints: Vec<Endpoint>,
-    /// Those whose programs are to be attached in the node's way when there is time.
-    pub(crate) provisional: Vec<EndpointId>,
     pub(crate) repairs: Vec<Repair>,
 }
 
@@ -48,16 +45,10 @@ pub(crate) fn restore(
         });
     }
     let mut endpoints = Vec::with_capacity(records.len());
-    let mut provisional = Vec::new();
     for step in &steps {
         match act(step, store, allocator, datapath, links) {
             Ok(None) => {}
-            Ok(Some((endpoint, attached))) => {
-                if attached == Attached::Provisionally {
-                    provisional.push(endpoint.id.clone());
-                }
-                endpoints.push(endpoint);
-            }
+            Ok(Some(endpoint)) => endpoints.push(endpoint),
             Err(error) => {
                 let (object, found) = (subject(step), chain(&error));
                 tracing::error!(object, error = found, "restoring");
@@ -70,7 +61,7 @@ pub(crate) fn restore(
         waited.map_err(trouble("wait for a grace period after", "removals"))?;
     }
     notes::remove(notes_dir, &waiting.notes)?;
-    Ok(Restored { endpoints, provisional, repairs })
+    Ok(Restored { endpoints, repairs })
 }
 
 fn observe(
@@ -104,7 +95,7 @@ fn act(
     allocator: &mut Allocator,
     datapath: &dyn Datapath,
     links: &dyn Links,
-) -> Result<Option<(Endpoint, Attached)>, Error> {
+) -> Result<Option<Endpoint>, Error> {
     match step {
         Step::Remove { link, ifindex } => {
             datapath.remove(link, *ifindex).map_err(trouble("remove from the datapath", link))?;
@@ -118,21 +109,30 @@ fn act(
             store.delete(id).map_err(|error| trouble("forget", id)(chain(&*error).into()))?;
             Ok(None)
         }
+        Step::Keep { endpoint } => {
+            hold(allocator, endpoint)?;
+            Ok(Some(endpoint.clone()))
+        }
         Step::Refresh { endpoint } => {
             hold(allocator, endpoint)?;
-            let attached = datapath
-                .refresh(&endpoint.host_link, endpoint.ifindex)
-                .map_err(trouble("replace the programs of", &endpoint.host_link))?;
-            Ok(Some((endpoint.clone(), attached)))
+            refresh(datapath, endpoint)?;
+            Ok(Some(endpoint.clone()))
         }
         Step::Write { endpoint, row } => {
             hold(allocator, endpoint)?;
             let slot = datapath
                 .add(&endpoint.host_link, row)
                 .map_err(trouble("write into the datapath", &endpoint.id))?;
-            Ok(Some((Endpoint { slot, ..endpoint.clone() }, Attached::Provisionally)))
+            // What is attached may know other maps than the ones that were just written.
+            refresh(datapath, endpoint)?;
+            Ok(Some(Endpoint { slot, ..endpoint.clone() }))
         }
     }
+}
+
+fn refresh(datapath: &dyn Datapath, endpoint: &Endpoint) -> Result<(), Error> {
+    let Endpoint { host_link, ifindex, .. } = endpoint;
+    datapath.refresh(host_link, *ifindex).map_err(trouble("replace the programs of", host_link))
 }
 
 /// Takes the endpoint's addresses, also if today's prefixes would not give them.
@@ -147,7 +147,7 @@ fn subject(step: &Step) -> String {
     match step {
         Step::Remove { link, .. } | Step::DeleteLink { link, .. } => format!("link {link}"),
         Step::DropRecord { id } => format!("endpoint {id}"),
-        Step::Refresh { endpoint } | Step::Write { endpoint, .. } => {
+        Step::Keep { endpoint } | Step::Refresh { endpoint } | Step::Write { endpoint, .. } => {
             format!("endpoint {}", endpoint.id)
         }
     }
@@ -165,7 +165,7 @@ fn trouble(
 mod tests {
     use std::fs;
 
-    use podwire_api::{Delivery, Mac, Mark};
+    use podwire_api::{Delivery, EndpointId, Mac, Mark};
     use podwire_ipam::PoolConfig;
 
     use super::*;

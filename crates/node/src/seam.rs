@@ -5,7 +5,6 @@ use std::collections::HashSet;
 use std::fmt::Debug;
 
 use podwire_api::{AttachMode, Delivery, Mac};
-use podwire_datapath::Attached;
 use podwire_ipam::Addresses;
 
 use crate::error::Source;
@@ -46,10 +45,11 @@ pub(crate) trait Datapath: Debug + Send + Sync {
 
     /// Puts today's programs in the place of those on a host link, without a gap, and attaches
     /// those that are missing, in the way that costs least.
-    fn refresh(&self, link: &str, ifindex: u32) -> Result<Attached, Source>;
+    fn refresh(&self, link: &str, ifindex: u32) -> Result<(), Source>;
 
-    /// Attaches the programs of a host link in the node's way, where they were added in one that
-    /// costs less. It takes tens of milliseconds, in which other changes of links wait.
+    /// Attaches today's programs to a host link in the node's way, in the place of yesterday's, and
+    /// of those that were added in a way that costs less. It takes tens of milliseconds, in which
+    /// other changes of links wait.
     fn attach(&self, link: &str, ifindex: u32) -> Result<(), Source>;
 
     /// All endpoints, with their slots.

@@ -61,15 +61,17 @@ fn pick<'a>(endpoints: &'a [Endpoint], wanted: &str) -> Result<&'a Endpoint, Fai
         endpoint.id.container_id.as_str().starts_with(container)
             && ifname.is_none_or(|ifname| endpoint.id.ifname.as_str() == ifname)
     };
-    let found: Vec<&Endpoint> = endpoints.iter().filter(fits).collect();
-    let exact = found.iter().find(|endpoint| {
-        found.len() == 1 || ifname.is_some() && endpoint.id.container_id.as_str() == container
-    });
-    match (exact, found.as_slice()) {
-        (Some(endpoint), _) => Ok(endpoint),
-        (None, []) => Err(Failure::new(format!("there is no endpoint {wanted}"))
+    let mut found: Vec<&Endpoint> = endpoints.iter().filter(fits).collect();
+    // A whole id is meant as such, also where another one begins with it.
+    let whole = |endpoint: &&Endpoint| endpoint.id.container_id.as_str() == container;
+    if found.iter().any(whole) {
+        found.retain(whole);
+    }
+    match found.as_slice() {
+        [endpoint] => Ok(endpoint),
+        [] => Err(Failure::new(format!("there is no endpoint {wanted}"))
             .with_hint("podwire endpoint list shows them")),
-        (None, several) => {
+        several => {
             let names: Vec<String> = several.iter().map(|one| one.id.to_string()).collect();
             let message = format!("{wanted} can be {} endpoints", names.len());
             Err(Failure::new(message).with_hint(format!("say which: {}", names.join(", "))))
@@ -296,7 +298,8 @@ ENDPOINT            POD          IPV4      IPV6  LINK             SLOT  DELIVERY
         assert_eq!(picked("abcd").unwrap(), "abcd/eth0");
         assert_eq!(picked("abc/eth0").unwrap(), "abc/eth0");
         assert_eq!(picked("x/eth1").unwrap(), "x/eth1");
-        picked("abc").unwrap_err();
+        assert_eq!(picked("abc").unwrap(), "abc/eth0");
+        picked("ab").unwrap_err();
         picked("x").unwrap_err();
         picked("y").unwrap_err();
     }
