@@ -6,8 +6,8 @@ use podwire_api::{
 use podwire_netns::Netns;
 
 use crate::{
-    error::Result,
-    wire::{Sockets, Wired, refuse_taken_name, unwire_over, wire_over},
+    error::{Error, Result},
+    wire::{Holder, Sockets, Wired, holder, unwire_over, wire_over},
 };
 
 /// What is to be attached.
@@ -42,6 +42,9 @@ pub struct Attached {
 
 /// Leases addresses, wires the pod, and has the agent make it an endpoint.
 ///
+/// A pod that is attached already stays as it is, and this is an error, as the specification wants
+/// it of an interface that exists. What an attempt that was killed left behind is no obstacle.
+///
 /// # Errors
 ///
 /// If the agent cannot be reached or refuses, a name is taken, or the kernel refuses. Everything
@@ -49,7 +52,14 @@ pub struct Attached {
 pub fn attach(agent: &Client, netns: &Netns, attachment: &Attachment) -> Result<Attached> {
     let id = &attachment.id;
     let mut sockets = Sockets::open(id, netns)?;
-    refuse_taken_name(&mut sockets, id)?;
+    let free = match holder(&mut sockets, id)? {
+        Holder::Nobody => true,
+        Holder::Ours => is_unknown(agent, id)?,
+        Holder::Other => false,
+    };
+    if !free {
+        return Err(Error::NameTaken { id: id.clone() });
+    }
     let lease = agent.lease(&LeaseRequest {
         id: id.clone(),
         pod: attachment.pod.clone(),
@@ -67,6 +77,14 @@ pub fn attach(agent: &Client, netns: &Netns, attachment: &Attachment) -> Result<
             let _ = unwire_over(&mut sockets.host, id);
             Err(error)
         }
+    }
+}
+
+fn is_unknown(agent: &Client, id: &EndpointId) -> Result<bool> {
+    match agent.endpoint(id) {
+        Ok(_) => Ok(false),
+        Err(error) if error.is_not_found() => Ok(true),
+        Err(error) => Err(error.into()),
     }
 }
 

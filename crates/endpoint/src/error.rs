@@ -12,6 +12,12 @@ pub enum Error {
     /// The container's network namespace could not be opened or entered.
     #[error(transparent)]
     Netns(#[from] podwire_netns::Error),
+    /// The container's network namespace is the node's own.
+    #[error("{id}: the container's network namespace is the node's own")]
+    OwnNetns {
+        /// The endpoint.
+        id: EndpointId,
+    },
     /// The kernel refused a request.
     #[error("{step} of {id}: {source}")]
     Netlink {
@@ -72,6 +78,7 @@ impl Error {
             Self::NameTaken { .. } => {
                 Some("choose another CNI_IFNAME, or DEL the attachment that has it")
             }
+            Self::OwnNetns { .. } => Some("containers in the node's network need no CNI"),
             Self::HostLinkTaken { .. } => Some("rename or remove that interface"),
             _ => None,
         }

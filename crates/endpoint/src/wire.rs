@@ -42,8 +42,12 @@ pub(crate) struct Sockets {
 }
 
 impl Sockets {
-    /// Opens both; nothing is changed by that.
+    /// Opens both; nothing is changed by that. The node itself is no container: its own routes would
+    /// give way to those of a pod.
     pub(crate) fn open(id: &EndpointId, netns: &Netns) -> Result<Self> {
+        if netns.inode() == Netns::current()?.inode() {
+            return Err(Error::OwnNetns { id: id.clone() });
+        }
         let failed = |step| {
             let id = id.clone();
             move |source| Error::Netlink { step, id, source }
@@ -85,7 +89,11 @@ pub(crate) fn wire_over(
     netns: &Netns,
     lease: &LeaseReply,
 ) -> Result<Wired> {
-    refuse_taken_name(sockets, id)?;
+    match holder(sockets, id)? {
+        Holder::Nobody => {}
+        Holder::Ours => drop(unwire_over(&mut sockets.host, id)?),
+        Holder::Other => return Err(Error::NameTaken { id: id.clone() }),
+    }
     let wired = match create(sockets, id, netns, lease) {
         Err(Error::Netns(error)) if error.taken() == Some(Taken::Host) => {
             unwire_over(&mut sockets.host, id)?;
@@ -135,19 +143,24 @@ pub(crate) fn container_link(id: &EndpointId) -> IfName {
     id.ifname.as_str().parse().expect("both crates follow the kernel's rules")
 }
 
-pub(crate) fn refuse_taken_name(sockets: &mut Sockets, id: &EndpointId) -> Result<()> {
+/// Who has the interface's name in the container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Holder {
+    Nobody,
+    /// The peer of this endpoint's host link.
+    Ours,
+    Other,
+}
+
+pub(crate) fn holder(sockets: &mut Sockets, id: &EndpointId) -> Result<Holder> {
     let step = "look for the interface's name in the container";
     let failed = |source| Error::Netlink { step, id: id.clone(), source };
     let Some(taken) = sockets.container.find_link(container_link(id)).map_err(failed)? else {
-        return Ok(());
+        return Ok(Holder::Nobody);
     };
-    // It may be the peer of what an attempt that was killed left behind.
-    let ours = sockets.host.find_link(host_link(id)).map_err(failed)?;
-    let is_ours = ours.is_some_and(|link| bears_mark(&link, id) && link.peer == Some(taken.index));
-    if !is_ours {
-        return Err(Error::NameTaken { id: id.clone() });
-    }
-    unwire_over(&mut sockets.host, id).map(drop)
+    let host = sockets.host.find_link(host_link(id)).map_err(failed)?;
+    let ours = host.is_some_and(|link| bears_mark(&link, id) && link.peer == Some(taken.index));
+    Ok(if ours { Holder::Ours } else { Holder::Other })
 }
 
 fn create(

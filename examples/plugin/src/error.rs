@@ -24,6 +24,7 @@ pub(crate) fn of_endpoint(verb: &str, error: &podwire_endpoint::Error) -> Error 
         Endpoint::NameTaken { .. } | Endpoint::HostLinkTaken { .. } | Endpoint::Netns(_) => {
             Code::plugin(NAME_TAKEN)
         }
+        Endpoint::OwnNetns { .. } => Code::INVALID_NETNS,
         Endpoint::Note { .. } => Code::IO_FAILURE,
         _ => Code::INTERNAL,
     };
