@@ -19,6 +19,7 @@ use podwire_datapath::{
     abi::{Hook, Reason, map},
 };
 use podwire_lab::{Agent, AgentSpec, Attachment, Cni, Host, Inventory, Pod, binary};
+use podwire_netlink::{IfName, Netlink, OperState, RouteFilter, TableId};
 use serde_json::{Value, json};
 
 pub const POD_CIDRS: [&str; 2] = ["10.1.0.0/24", "fd00:1::/64"];
@@ -83,6 +84,7 @@ impl Node {
     pub fn start_in(host: Host, arguments: &[&str]) -> Self {
         let agent = agent(&host, arguments).start().unwrap();
         let plugin = Cni::new(&host, binary("podwire-cni").unwrap(), config());
+        host.run(wait_for_kernel_routes);
         let empty = host.inventory().unwrap();
         Self { host, agent, plugin, empty }
     }
@@ -103,6 +105,7 @@ impl Node {
     pub fn attach(&self, pod: Pod) -> TestPod {
         let attachment = attachment(&pod);
         let result = self.plugin.add(&attachment).unwrap();
+        pod.run(wait_for_link);
         let address = |place: usize| -> IpAddr {
             let text = result["ips"][place]["address"].as_str().unwrap();
             text.split('/').next().unwrap().parse().unwrap()
@@ -195,6 +198,29 @@ pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
         assert!(start.elapsed() < Duration::from_secs(60), "waited in vain until {what}");
         thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// The kernel makes the routes of an IPv6 address and of a link for groups a moment after those.
+fn wait_for_kernel_routes() {
+    let mut netlink = Netlink::open().unwrap();
+    let pair = ["podwire_host", "podwire_net"].map(|name| name.parse::<IfName>().unwrap());
+    let [host, net] = pair.map(|name| netlink.link(name).unwrap().index);
+    let addresses = netlink.addresses(host).unwrap();
+    until("the kernel has made its own routes", || {
+        let routes = netlink.routes(&RouteFilter::table(TableId::LOCAL)).unwrap();
+        let groups = |link| {
+            routes.iter().any(|one| one.output == Some(link) && one.destination.ip().is_multicast())
+        };
+        let local = |address: IpAddr| routes.iter().any(|one| one.destination.ip() == address);
+        groups(host) && groups(net) && addresses.iter().all(|one| local(one.network.ip()))
+    });
+}
+
+/// The kernel drops what a pod sends until it has noticed, in a work queue, that the link is whole.
+fn wait_for_link() {
+    let mut netlink = Netlink::open().unwrap();
+    let eth0: IfName = "eth0".parse().unwrap();
+    until("eth0 is operational", || netlink.link(eth0).unwrap().state == OperState::UP);
 }
 
 fn agent(host: &Host, arguments: &[&str]) -> AgentSpec {
