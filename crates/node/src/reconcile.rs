@@ -29,8 +29,7 @@ pub(crate) enum Step {
     Write { endpoint: Endpoint, row: Row },
     /// The datapath has it as it should be, but its programs are gone: attach today's.
     Refresh { endpoint: Endpoint },
-    /// All is as it should be. Its programs are yesterday's, on the same maps, and are replaced when
-    /// there is time: that takes tens of milliseconds for each.
+    /// All is as it should be. Its programs are yesterday's, on the same maps: they may wait.
     Keep { endpoint: Endpoint },
 }
 

@@ -1,7 +1,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use podwire_api::{Endpoint, Repair};
 use podwire_ipam::{Addresses, Allocator, Lease, LeaseState};
@@ -12,6 +12,10 @@ use crate::reconcile::{Observed, Plan, Step, is_unfinished, plan};
 use crate::seam::{Datapath, Link, Links};
 use crate::store::Store;
 use crate::{Config, Error, notes};
+
+/// How long a start spends on replacing programs that work. The kernel takes up to tens of
+/// milliseconds for each; what is left is replaced while requests are answered.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// What a start has found and made of it.
 #[derive(Debug)]
@@ -45,8 +49,9 @@ pub(crate) fn restore(
         });
     }
     let mut endpoints = Vec::with_capacity(records.len());
+    let end = Instant::now() + PATIENCE;
     for step in &steps {
-        match act(step, store, allocator, datapath, links) {
+        match act(step, end, store, allocator, datapath, links) {
             Ok(None) => {}
             Ok(Some(endpoint)) => endpoints.push(endpoint),
             Err(error) => {
@@ -91,6 +96,7 @@ fn observe(
 
 fn act(
     step: &Step,
+    end: Instant,
     store: &Store,
     allocator: &mut Allocator,
     datapath: &dyn Datapath,
@@ -111,6 +117,9 @@ fn act(
         }
         Step::Keep { endpoint } => {
             hold(allocator, endpoint)?;
+            if Instant::now() < end {
+                refresh(datapath, endpoint)?;
+            }
             Ok(Some(endpoint.clone()))
         }
         Step::Refresh { endpoint } => {
