@@ -54,10 +54,10 @@ pub fn check(
     let mut findings = Findings::default();
     let config = agent.config()?;
     let mut sockets = Sockets::open(id, netns)?;
-    let failed = |source| Error::Netlink { step: "check", id: id.clone(), source };
+    let failed = Error::netlink("check", id);
 
-    let host = sockets.host.find_link(host_link(id)).map_err(failed)?;
-    let peer = sockets.container.find_link(container_link(id)).map_err(failed)?;
+    let host = sockets.host.find_link(host_link(id)).map_err(&failed)?;
+    let peer = sockets.container.find_link(container_link(id)).map_err(&failed)?;
     let host_name = id.host_link();
     if let Some(host) = &host {
         findings.expect(
@@ -91,7 +91,7 @@ pub fn check(
     match agent.endpoint(id) {
         Ok(endpoint) => check_record(&mut findings, &endpoint, host.map(|h| h.index), expected),
         Err(error) if error.is_not_found() => {
-            findings.missing(&id.to_string(), "the agent's record")
+            findings.missing(&id.to_string(), "the agent's record");
         }
         Err(error) => return Err(error.into()),
     }
@@ -106,11 +106,11 @@ fn check_container(
     config: &AgentConfig,
     expected: &Expected,
 ) -> Result<()> {
-    let failed = |source| Error::Netlink { step: "check", id: id.clone(), source };
+    let failed = Error::netlink("check", id);
     let ifname = id.ifname.as_str();
-    let addresses = sockets.container.addresses(index).map_err(failed)?;
-    let found_routes = sockets.container.routes(&RouteFilter::output(index)).map_err(failed)?;
-    let neighbours = sockets.container.neighbours(index).map_err(failed)?;
+    let addresses = sockets.container.addresses(index).map_err(&failed)?;
+    let found_routes = sockets.container.routes(&RouteFilter::output(index)).map_err(&failed)?;
+    let neighbours = sockets.container.neighbours(index).map_err(&failed)?;
     for &network in &expected.addresses {
         let there = addresses.iter().any(|address| address.network == network);
         findings.expect(ifname, &format!("address {network}"), there, || "no such address".into());

@@ -8,10 +8,10 @@ use podwire_api::EndpointId;
 pub enum Error {
     /// The agent could not be reached, or refused.
     #[error(transparent)]
-    Agent(#[from] podwire_api::Error),
+    Agent(Box<podwire_api::Error>),
     /// The container's network namespace could not be opened or entered.
     #[error(transparent)]
-    Netns(#[from] podwire_netns::Error),
+    Netns(Box<podwire_netns::Error>),
     /// The container's network namespace is the node's own.
     #[error("{id}: the container's network namespace is the node's own")]
     OwnNetns {
@@ -26,7 +26,7 @@ pub enum Error {
         /// The endpoint.
         id: EndpointId,
         /// The kernel's words.
-        source: podwire_netlink::Error,
+        source: Box<podwire_netlink::Error>,
     },
     /// The container has an interface of this name already.
     #[error("{id}: the container already has an interface of this name")]
@@ -63,7 +63,28 @@ pub enum Error {
     Several(Vec<(EndpointId, Error)>),
 }
 
+impl From<podwire_api::Error> for Error {
+    fn from(error: podwire_api::Error) -> Self {
+        Self::Agent(Box::new(error))
+    }
+}
+
+impl From<podwire_netns::Error> for Error {
+    fn from(error: podwire_netns::Error) -> Self {
+        Self::Netns(Box::new(error))
+    }
+}
+
 impl Error {
+    /// Names what the kernel refused.
+    pub(crate) fn netlink(
+        step: &'static str,
+        id: &EndpointId,
+    ) -> impl Fn(podwire_netlink::Error) -> Self {
+        let id = id.clone();
+        move |source| Self::Netlink { step, id: id.clone(), source: Box::new(source) }
+    }
+
     /// Whether the same request may well succeed later without anybody changing it.
     #[must_use]
     pub fn is_try_again(&self) -> bool {

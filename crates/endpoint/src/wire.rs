@@ -48,10 +48,7 @@ impl Sockets {
         if netns.inode() == Netns::current()?.inode() {
             return Err(Error::OwnNetns { id: id.clone() });
         }
-        let failed = |step| {
-            let id = id.clone();
-            move |source| Error::Netlink { step, id, source }
-        };
+        let failed = |step| Error::netlink(step, id);
         Ok(Self {
             host: Netlink::open().map_err(failed("open a socket on the host"))?,
             container: Netlink::open_in(netns.as_fd())
@@ -79,8 +76,8 @@ pub fn wire(id: &EndpointId, netns: &Netns, lease: &LeaseReply) -> Result<Wired>
 ///
 /// If the link of that name does not bear the endpoint's mark, or the kernel refuses.
 pub fn unwire(id: &EndpointId) -> Result<podwire_api::Removed> {
-    let failed = |source| Error::Netlink { step: "remove the host link", id: id.clone(), source };
-    unwire_over(&mut Netlink::open().map_err(failed)?, id)
+    let failed = Error::netlink("remove the host link", id);
+    unwire_over(&mut Netlink::open().map_err(&failed)?, id)
 }
 
 pub(crate) fn wire_over(
@@ -112,8 +109,8 @@ pub(crate) fn wire_over(
 pub(crate) fn unwire_over(host: &mut Netlink, id: &EndpointId) -> Result<podwire_api::Removed> {
     use podwire_api::Removed;
     let name = host_link(id);
-    let failed = |source| Error::Netlink { step: "remove the host link", id: id.clone(), source };
-    let Some(link) = host.find_link(name).map_err(failed)? else { return Ok(Removed::Absent) };
+    let failed = Error::netlink("remove the host link", id);
+    let Some(link) = host.find_link(name).map_err(&failed)? else { return Ok(Removed::Absent) };
     if !bears_mark(&link, id) {
         return Err(Error::HostLinkTaken { id: id.clone(), host_link: name.to_string() });
     }
@@ -154,11 +151,11 @@ pub(crate) enum Holder {
 
 pub(crate) fn holder(sockets: &mut Sockets, id: &EndpointId) -> Result<Holder> {
     let step = "look for the interface's name in the container";
-    let failed = |source| Error::Netlink { step, id: id.clone(), source };
-    let Some(taken) = sockets.container.find_link(container_link(id)).map_err(failed)? else {
+    let failed = Error::netlink(step, id);
+    let Some(taken) = sockets.container.find_link(container_link(id)).map_err(&failed)? else {
         return Ok(Holder::Nobody);
     };
-    let host = sockets.host.find_link(host_link(id)).map_err(failed)?;
+    let host = sockets.host.find_link(host_link(id)).map_err(&failed)?;
     let ours = host.is_some_and(|link| bears_mark(&link, id) && link.peer == Some(taken.index));
     Ok(if ours { Holder::Ours } else { Holder::Other })
 }
@@ -193,18 +190,18 @@ fn configure(
     lease: &LeaseReply,
 ) -> Result<()> {
     let step = "configure the container's interface";
-    let failed = |source| Error::Netlink { step, id: id.clone(), source };
+    let failed = Error::netlink(step, id);
     let mut batch = plan(id, index, lease)?;
     match sockets.container.send(&mut batch).and_then(Replies::all_ok) {
         // Some runtimes start containers with IPv6 switched off.
         Err(error)
-            if error.is_permission_denied() && lease.addresses.iter().any(|a| a.is_ipv6()) =>
+            if error.is_permission_denied() && lease.addresses.iter().any(IpNetwork::is_ipv6) =>
         {
             let key = Key::conf(Family::V6, &container_link(id), "disable_ipv6")?;
             sysctl::write_in(netns, &[(key, "0")])?;
-            sockets.container.send(&mut batch).and_then(Replies::all_ok).map_err(failed)
+            sockets.container.send(&mut batch).and_then(Replies::all_ok).map_err(&failed)
         }
-        configured => configured.map_err(failed),
+        configured => configured.map_err(&failed),
     }
 }
 

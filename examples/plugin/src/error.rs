@@ -20,15 +20,18 @@ pub(crate) fn of_endpoint(verb: &str, error: &podwire_endpoint::Error) -> Error 
             Some(ErrorCode::Invalid) => Code::INVALID_NETWORK_CONFIG,
             _ => Code::plugin(AGENT_REFUSED),
         },
-        Endpoint::Netns(error) if error.taken().is_none() => return of_netns(error),
-        Endpoint::NameTaken { .. } | Endpoint::HostLinkTaken { .. } | Endpoint::Netns(_) => {
-            Code::plugin(NAME_TAKEN)
+        Endpoint::Netns(error) if error.is_not_found() || error.is_not_a_netns() => {
+            return of_netns(error);
         }
+        Endpoint::Netns(error) if error.taken().is_some() => Code::plugin(NAME_TAKEN),
+        Endpoint::NameTaken { .. } | Endpoint::HostLinkTaken { .. } => Code::plugin(NAME_TAKEN),
         Endpoint::OwnNetns { .. } => Code::INVALID_NETNS,
         Endpoint::Note { .. } => Code::IO_FAILURE,
         _ => Code::INTERNAL,
     };
-    Error::new(code, format!("{verb} failed: {error}")).with_details(with_hint(error, error.hint()))
+    let msg = format!("{verb} failed: {error}");
+    let details = details(&msg, error, error.hint());
+    Error::new(code, msg).with_details(details)
 }
 
 /// What a network namespace that cannot be used answers.
@@ -38,12 +41,18 @@ pub(crate) fn of_netns(error: &podwire_netns::Error) -> Error {
     Error::new(Code::INVALID_NETNS, msg).with_source(error)
 }
 
-/// The error with its sources, and what to do about it.
-pub(crate) fn with_hint(error: &dyn std::error::Error, hint: Option<&str>) -> String {
-    let mut text = Error::internal(error).details().to_owned();
-    if let Some(hint) = hint {
-        text.push_str("; ");
-        text.push_str(hint);
+/// What the message does not say yet: the error, its sources, and what to do about it.
+pub(crate) fn details(msg: &str, error: &dyn std::error::Error, hint: Option<&str>) -> String {
+    let mut parts: Vec<String> = Vec::new();
+    let mut next = Some(error);
+    while let Some(cause) = next {
+        let text = cause.to_string();
+        // Many errors repeat their source in their own text.
+        if !msg.contains(&text) && !parts.iter().any(|part| part.contains(&text)) {
+            parts.push(text);
+        }
+        next = cause.source();
     }
-    text
+    parts.extend(hint.map(str::to_owned));
+    parts.join("; ")
 }

@@ -128,8 +128,14 @@ impl Plugin for Podwire {
         let agent = Client::with_timeouts(socket_path(&settings.run_dir), timeouts);
         match agent.status() {
             Ok(_) => Ok(()),
-            Err(error) => Err(Error::new(Code::PLUGIN_NOT_AVAILABLE, "the agent does not answer")
-                .with_details(error::with_hint(&error, error.hint()))),
+            Err(error) => {
+                let msg = "the agent does not answer";
+                Err(Error::new(Code::PLUGIN_NOT_AVAILABLE, msg).with_details(error::details(
+                    msg,
+                    &error,
+                    error.hint(),
+                )))
+            }
         }
     }
 
