@@ -19,9 +19,6 @@ pub const PROGRAMS: [(&str, &str); 3] =
 /// One profile for all that is tested, linted and documented, so that nothing is built twice.
 pub const PROFILE: [&str; 2] = ["--profile", "ci"];
 
-/// All that a package has.
-pub const ALL: [&str; 2] = ["--all-targets", "--all-features"];
-
 /// The folder of the workspace's manifest.
 pub fn workspace_root() -> PathBuf {
     let own = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -109,8 +106,10 @@ pub struct TestBinary {
 /// Builds the test programs of these packages, or of all when there are none.
 pub fn build_tests(metadata: &Metadata, packages: &[String]) -> Result<Vec<TestBinary>> {
     let mut command = cargo();
+    // Without --all-targets: with it, examples are built as tests, and those that tests run as
+    // programs would not be there.
     command.args(["test", "--no-run", "--message-format=json-render-diagnostics"]);
-    command.args(ALL).args(PROFILE);
+    command.arg("--all-features").args(PROFILE);
     match packages {
         [] => command.arg("--workspace"),
         some => command.args(some.iter().flat_map(|name| ["--package", name])),
@@ -159,8 +158,7 @@ struct Profile {
 impl Message {
     fn test_binary(self, metadata: &Metadata) -> Option<TestBinary> {
         let target = self.target?;
-        let is_bench = target.kind.iter().any(|kind| kind == "bench");
-        if self.reason != "compiler-artifact" || !self.profile?.test || is_bench {
+        if self.reason != "compiler-artifact" || !self.profile?.test {
             return None;
         }
         let id = self.package_id?;

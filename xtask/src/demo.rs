@@ -26,9 +26,9 @@ use crate::{
 const LISTS: [(&[&str], &str); 5] = [
     (&["endpoint", "list"], ""),
     (&["ipam", "list"], "/leases"),
-    (&["bpf", "endpoint"], ""),
-    (&["bpf", "ipcache"], ""),
-    (&["bpf", "flow"], ""),
+    (&["bpf", "endpoint", "list"], ""),
+    (&["bpf", "ipcache", "list"], ""),
+    (&["bpf", "flow", "list"], ""),
 ];
 
 const NODE: &str = "demo";
@@ -88,7 +88,7 @@ pub fn run(options: &RunOptions) -> Result<ExitCode> {
     demo.ping()?;
     demo.measure()?;
     demo.show(&["endpoint", "list"])?;
-    demo.show(&["bpf", "metrics"])?;
+    demo.show(&["bpf", "metrics", "list"])?;
     if options.demo.keep {
         demo.keep()?;
     }

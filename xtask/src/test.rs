@@ -15,7 +15,7 @@ use podwire_lab::{ALLOW_MISSING_VARIABLE, BIN_DIR_VARIABLE, SKIPS_VARIABLE};
 
 use crate::{
     Result, cargo,
-    cargo::{ALL, Metadata, PROFILE, PROGRAMS, TestBinary},
+    cargo::{Metadata, PROFILE, PROGRAMS, TestBinary},
     ebpf,
     libtest::{self, Outcome},
     needs::{self, Need},
@@ -302,8 +302,10 @@ fn lints(missing: &BTreeSet<&str>) -> Stage {
         stage.skipped += 1;
         return stage.end();
     }
-    let arguments = [&["clippy", "--workspace"], &ALL[..], &PROFILE, &["--", "-D", "warnings"]];
-    check(&mut stage, "no warning of rustc and clippy", cargo::run(arguments.concat()));
+    let mut command = cargo::cargo();
+    command.args(["clippy", "--workspace", "--all-targets", "--all-features"]).args(PROFILE);
+    command.args(["--", "-D", "warnings"]);
+    check(&mut stage, "no warning of rustc and clippy", cargo::finish(command));
     stage.end()
 }
 
