@@ -1,5 +1,6 @@
 //! Agents and plugins that die, and what goes on meanwhile.
 
+#![allow(clippy::print_stdout, reason = "what a test measured is worth knowing")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod node;
@@ -270,7 +271,9 @@ fn pods_that_vanished_with_the_agent_away_are_forgotten() {
 /// Ends a pod's namespace, as when all its processes have died; gives its id and host link.
 fn end(pod: TestPod) -> (EndpointId, String) {
     let (id, link) = (pod.id(), pod.host_link().to_owned());
-    pod.pod.host().clone().remove_pod_netns(pod.pod.name()).unwrap();
+    pod.pod.host().remove_pod_netns(pod.pod.name()).unwrap();
+    // It holds the namespace, too.
+    drop(pod);
     (id, link)
 }
 
@@ -478,6 +481,7 @@ const EFFECTS: [libc::c_long; 5] =
 /// that have an effect.
 ///
 /// The plugin is blocked reading its configuration when it is caught, so that nothing is missed.
+#[expect(clippy::zombie_processes, reason = "waited for by its number, as a tracer does")]
 fn add_killed_after(node: &Node, pod: &Pod, effects: usize) -> Fate {
     let mut command = node.host.command(binary("podwire-cni").unwrap());
     let attachment = attachment(pod);

@@ -1,5 +1,6 @@
 //! Many pods at once, and nothing left of them.
 
+#![allow(clippy::print_stdout, reason = "what a test measured is worth knowing")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod node;
@@ -17,6 +18,7 @@ use std::{
 };
 
 use node::{MODES, Node, TestPod, until};
+use podwire_api::Client;
 use podwire_lab::{Attachment, Pod, binary, probe::Ping};
 use podwire_netlink::{NeighbourState, Netlink, RouteFilter};
 
@@ -66,7 +68,7 @@ fn come_and_go(node: &Node) {
     assert_eq!(addresses.len(), 2 * PODS, "every pod has addresses of its own");
     let links: BTreeSet<&str> = attached.iter().map(TestPod::host_link).collect();
     assert_eq!(links.len(), PODS);
-    assert_eq!(node.ask(|agent| agent.endpoints()).len(), PODS);
+    assert_eq!(node.ask(Client::endpoints).len(), PODS);
     assert_eq!(node.tables().endpoints().unwrap().len(), PODS);
 
     let resident = node.agent.resident_bytes().unwrap();

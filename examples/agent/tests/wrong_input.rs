@@ -1,5 +1,6 @@
 //! What the plugin answers to input that is wrong, and that it leaves nothing behind.
 
+#![allow(clippy::print_stdout, reason = "what a test measured is worth knowing")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod node;
