@@ -8,17 +8,17 @@ use serde_json::{Value, json};
 use crate::failure::Failure;
 use crate::output::Page;
 use crate::table::{BAD, Cell, Table};
-use crate::{BpfCommand, Places, ProgCommand, program};
+use crate::{BpfCommand, ListCommand, Places, program};
 
 pub(crate) fn run(places: &Places, command: &BpfCommand) -> Result<Page, Failure> {
     let tables = open(&places.bpffs)?;
     let failed = |error: podwire_datapath::Error| Failure::of(&error);
     match command {
-        BpfCommand::Endpoint => endpoints(&tables.endpoints().map_err(failed)?),
-        BpfCommand::Ipcache => ipcache(&tables.ipcache().map_err(failed)?),
-        BpfCommand::Flow => flows(&tables.flows().map_err(failed)?),
-        BpfCommand::Metrics => metrics(&tables.metrics().map_err(failed)?),
-        BpfCommand::Prog(ProgCommand::List) => program::list(&tables.endpoints().map_err(failed)?),
+        BpfCommand::Endpoint(ListCommand::List) => endpoints(&tables.endpoints().map_err(failed)?),
+        BpfCommand::Ipcache(ListCommand::List) => ipcache(&tables.ipcache().map_err(failed)?),
+        BpfCommand::Flow(ListCommand::List) => flows(&tables.flows().map_err(failed)?),
+        BpfCommand::Metrics(ListCommand::List) => metrics(&tables.metrics().map_err(failed)?),
+        BpfCommand::Prog(ListCommand::List) => program::list(&tables.endpoints().map_err(failed)?),
     }
 }
 

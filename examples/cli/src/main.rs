@@ -93,21 +93,25 @@ enum IpamCommand {
 #[derive(Debug, Subcommand)]
 enum BpfCommand {
     /// Endpoint slots.
-    Endpoint,
-    /// Addresses and who has them.
-    Ipcache,
-    /// Flows that go through the host stack.
-    Flow,
-    /// What became of packets, and why.
-    Metrics,
-    /// Programs.
     #[command(subcommand)]
-    Prog(ProgCommand),
+    Endpoint(ListCommand),
+    /// Addresses and who has them.
+    #[command(subcommand)]
+    Ipcache(ListCommand),
+    /// Flows that go through the host stack.
+    #[command(subcommand)]
+    Flow(ListCommand),
+    /// What became of packets, and why.
+    #[command(subcommand)]
+    Metrics(ListCommand),
+    /// The programs on this node's links.
+    #[command(subcommand)]
+    Prog(ListCommand),
 }
 
 #[derive(Debug, Subcommand)]
-enum ProgCommand {
-    /// The programs on this node's links.
+enum ListCommand {
+    /// All of them.
     #[command(visible_alias = "ls")]
     List,
 }
