@@ -179,6 +179,11 @@ impl Agent {
 }
 
 impl Shared {
+    #[cfg(test)]
+    pub(crate) fn new(node: Node, config: AgentConfig) -> Self {
+        Self { node, config, repairs: Vec::new() }
+    }
+
     /// The node's state of health. It blocks: it looks at sysctls, routes and firewall.
     pub(crate) fn status(&self) -> Status {
         let AgentConfig { node, pod_cidrs, attach, slots, .. } = &self.config;

@@ -262,3 +262,150 @@ fn is_too_long(error: &axum::Error) -> bool {
 fn id(names: &(String, String)) -> Result<EndpointId, Error> {
     EndpointId::new(&names.0, &names.1).map_err(|error| Error::Invalid(error.to_string()))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream as Client;
+    use std::path::{Path, PathBuf};
+    use std::thread;
+
+    use podwire_api::{AgentConfig, AttachMode, EndpointId};
+    use podwire_ipam::{Allocator, PoolConfig};
+    use tokio::sync::oneshot;
+
+    use super::*;
+    use crate::memory::{MemoryDatapath, MemoryLinks};
+    use crate::node::Node;
+    use crate::store::Store;
+    use crate::{Config, runtime};
+
+    fn shared(folder: &Path) -> Arc<Shared> {
+        let cidrs = vec!["10.1.0.0/30".parse().unwrap()];
+        let config = Config::new("n1".parse().unwrap(), cidrs.clone());
+        let opened = Store::open(&folder.join("podwire.redb"), &config.node, "boot").unwrap();
+        let agent = AgentConfig {
+            node: config.node_config().unwrap(),
+            pod_cidrs: cidrs.clone(),
+            attach: AttachMode::Tcx,
+            slots: config.slots,
+            state_dir: config.state_dir,
+            run_dir: config.run_dir,
+            bpffs: config.bpffs,
+        };
+        let node = Node::new(
+            agent.node.clone(),
+            Allocator::new(&PoolConfig::new("default", cidrs)).unwrap(),
+            Vec::new(),
+            opened.store,
+            Arc::new(MemoryDatapath::default()),
+            Arc::new(MemoryLinks::default()),
+        )
+        .unwrap();
+        Arc::new(Shared::new(node, agent))
+    }
+
+    /// Serves on a socket while `test` runs.
+    fn serving(test: impl FnOnce(&Path)) {
+        let folder = tempfile::tempdir().unwrap();
+        let socket: PathBuf = folder.path().join("podwire.sock");
+        let shared = shared(folder.path());
+        let (stop, stopped) = oneshot::channel::<()>();
+        let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let server = thread::spawn(move || {
+            runtime().unwrap().block_on(async {
+                let listener = UnixListener::from_std(listener).unwrap();
+                serve(listener, shared, async { drop(stopped.await) }).await;
+            });
+        });
+        test(&socket);
+        drop(stop);
+        server.join().unwrap();
+    }
+
+    /// What a client does when it has sent its request.
+    enum Then {
+        Wait,
+        HangUp,
+    }
+
+    /// Sends bytes as they are, and gives status and body of the answer.
+    fn raw(socket: &Path, request: &[u8], then: &Then) -> (u16, String) {
+        let mut stream = Client::connect(socket).unwrap();
+        stream.write_all(request).unwrap();
+        if matches!(then, Then::HangUp) {
+            stream.shutdown(std::net::Shutdown::Write).unwrap();
+        }
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let status = answer.split(' ').nth(1).map_or(0, |status| status.parse().unwrap());
+        (status, answer.split_once("\r\n\r\n").unwrap_or_default().1.to_owned())
+    }
+
+    fn request(socket: &Path, line: &str, body: &str) -> (u16, ErrorCode) {
+        let length = body.len();
+        let head = format!(
+            "{line} HTTP/1.1\r\nhost: podwire\r\nconnection: close\r\n\
+             content-length: {length}\r\n\r\n"
+        );
+        let (status, answer) = raw(socket, format!("{head}{body}").as_bytes(), &Then::Wait);
+        let body: ErrorBody = serde_json::from_str(&answer).unwrap();
+        (status, body.code)
+    }
+
+    #[test]
+    fn every_refusal_is_told_in_one_form() {
+        serving(|socket| {
+            let told = |line, body| request(socket, line, body);
+            assert_eq!(told("GET /v1/nothing", ""), (404, ErrorCode::NotFound));
+            assert_eq!(told("GET /v1/endpoints/c1/eth0", ""), (404, ErrorCode::NotFound));
+            assert_eq!(told("PATCH /v1/leases", ""), (405, ErrorCode::Invalid));
+            assert_eq!(told("POST /v1/leases", "{"), (400, ErrorCode::Invalid));
+            assert_eq!(told("POST /v1/leases", "{}"), (400, ErrorCode::Invalid));
+            assert_eq!(told("DELETE /v1/leases/-c1/eth0", ""), (400, ErrorCode::Invalid));
+            assert_eq!(told("DELETE /v1/endpoints/c1/a%2Fb", ""), (400, ErrorCode::Invalid));
+            let long = " ".repeat(MAX_BODY + 1);
+            assert_eq!(told("POST /v1/leases", &long), (413, ErrorCode::Invalid));
+        });
+    }
+
+    #[test]
+    fn a_client_is_served() {
+        serving(|socket| {
+            let client = podwire_api::Client::new(socket);
+            let lease = |container: &str| {
+                let id = EndpointId::new(container, "eth0").unwrap();
+                client.lease(&LeaseRequest { id, pod: None, addresses: Vec::new() })
+            };
+            let reply = lease("c1").unwrap();
+            assert_eq!(reply.addresses[0].to_string(), "10.1.0.1/32");
+            lease("c2").unwrap();
+            assert!(lease("c3").unwrap_err().is_exhausted());
+            assert_eq!(client.leases().unwrap().len(), 2);
+            assert_eq!(client.endpoints().unwrap(), []);
+            assert_eq!(client.config().unwrap().node, reply.node);
+            assert_eq!(client.status().unwrap().pools[0].pending, 2);
+        });
+    }
+
+    #[test]
+    fn nonsense_ends_the_connection_and_nothing_else() {
+        serving(|socket| {
+            raw(socket, b"\x16\x03\x01 not http at all\r\n\r\n", &Then::HangUp);
+            let cut = b"POST /v1/leases HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{";
+            raw(socket, cut, &Then::HangUp);
+            assert_eq!(podwire_api::Client::new(socket).endpoints().unwrap(), []);
+        });
+    }
+
+    #[test]
+    fn only_our_own_user_is_served() {
+        runtime().unwrap().block_on(async {
+            let (one, _other) = UnixStream::pair().unwrap();
+            let own = nix::unistd::geteuid().as_raw();
+            assert!(is_peer_allowed(&one, own));
+            assert!(!is_peer_allowed(&one, own + 1));
+        });
+    }
+}
