@@ -19,7 +19,7 @@ use podwire_datapath::{
     abi::{Hook, Reason, map},
 };
 use podwire_lab::{Agent, AgentSpec, Attachment, Cni, Host, Inventory, Pod, binary};
-use podwire_netlink::{IfName, Netlink, OperState, RouteFilter, TableId};
+use podwire_netlink::{IfIndex, IfName, Netlink, OperState, Route, RouteFilter, TableId};
 use serde_json::{Value, json};
 
 pub const POD_CIDRS: [&str; 2] = ["10.1.0.0/24", "fd00:1::/64"];
@@ -84,7 +84,7 @@ impl Node {
     pub fn start_in(host: Host, arguments: &[&str]) -> Self {
         let agent = agent(&host, arguments).start().unwrap();
         let plugin = Cni::new(&host, binary("podwire-cni").unwrap(), config());
-        host.run(wait_for_kernel_routes);
+        host.run(wait_for_router);
         let empty = host.inventory().unwrap();
         Self { host, agent, plugin, empty }
     }
@@ -105,7 +105,7 @@ impl Node {
     pub fn attach(&self, pod: Pod) -> TestPod {
         let attachment = attachment(&pod);
         let result = self.plugin.add(&attachment).unwrap();
-        pod.run(wait_for_link);
+        pod.run(wait_for_pod);
         let address = |place: usize| -> IpAddr {
             let text = result["ips"][place]["address"].as_str().unwrap();
             text.split('/').next().unwrap().parse().unwrap()
@@ -200,27 +200,41 @@ pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     }
 }
 
-/// The kernel makes the routes of an IPv6 address and of a link for groups a moment after those.
-fn wait_for_kernel_routes() {
+/// The kernel makes the routes of a link for groups in a work queue, too.
+fn wait_for_router() {
     let mut netlink = Netlink::open().unwrap();
     let pair = ["podwire_host", "podwire_net"].map(|name| name.parse::<IfName>().unwrap());
-    let [host, net] = pair.map(|name| netlink.link(name).unwrap().index);
-    let addresses = netlink.addresses(host).unwrap();
-    until("the kernel has made its own routes", || {
+    let pair = pair.map(|name| netlink.link(name).unwrap().index);
+    until("the kernel has made its routes for groups", || {
         let routes = netlink.routes(&RouteFilter::table(TableId::LOCAL)).unwrap();
-        let groups = |link| {
-            routes.iter().any(|one| one.output == Some(link) && one.destination.ip().is_multicast())
-        };
-        let local = |address: IpAddr| routes.iter().any(|one| one.destination.ip() == address);
-        groups(host) && groups(net) && addresses.iter().all(|one| local(one.network.ip()))
+        let is_group = |one: &&Route| one.destination.ip().is_multicast();
+        pair.iter().all(|link| routes.iter().filter(is_group).any(|one| one.output == Some(*link)))
     });
+    wait_for_addresses(&mut netlink, pair[0]);
 }
 
-/// The kernel drops what a pod sends until it has noticed, in a work queue, that the link is whole.
-fn wait_for_link() {
+/// The kernel drops what a pod sends until it has noticed, in a work queue, that the link is whole,
+/// and what is sent to its IPv6 address until, in another, it has made the address's local route.
+/// Each takes a few milliseconds, on a busy machine some tens.
+fn wait_for_pod() {
     let mut netlink = Netlink::open().unwrap();
     let eth0: IfName = "eth0".parse().unwrap();
     until("eth0 is operational", || netlink.link(eth0).unwrap().state == OperState::UP);
+    let eth0 = netlink.link(eth0).unwrap().index;
+    wait_for_addresses(&mut netlink, eth0);
+}
+
+fn wait_for_addresses(netlink: &mut Netlink, link: IfIndex) {
+    let is_given = |address: &IpAddr| match address {
+        IpAddr::V4(_) => true,
+        IpAddr::V6(v6) => !v6.is_unicast_link_local(),
+    };
+    let addresses = netlink.addresses(link).unwrap();
+    let given: Vec<_> = addresses.iter().map(|one| one.network.ip()).filter(is_given).collect();
+    until("the kernel has made the local routes of the addresses", || {
+        let routes = netlink.routes(&RouteFilter::table(TableId::LOCAL)).unwrap();
+        given.iter().all(|address| routes.iter().any(|one| one.destination.ip() == *address))
+    });
 }
 
 fn agent(host: &Host, arguments: &[&str]) -> AgentSpec {
