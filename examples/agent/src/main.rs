@@ -24,7 +24,7 @@ struct Options {
     /// This node's name; all links that podwire creates carry it. The host name if not given.
     #[arg(long, value_name = "NAME")]
     node_name: Option<NodeName>,
-    /// Prefix that pods get their addresses from, such as 10.1.0.0/24 or fd00:1::/64. Repeatable.
+    /// Prefix that pods get their addresses from, such as 10.1.0.0/24, of either family. Repeatable.
     #[arg(long = "pod-cidr", value_name = "CIDR", required = true)]
     pod_cidrs: Vec<IpNetwork>,
     /// The pods' gateway; the first address of each family's first prefix if not given. Repeatable.
