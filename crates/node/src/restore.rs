@@ -1,7 +1,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use podwire_api::{Endpoint, Repair};
 use podwire_ipam::{Addresses, Allocator, Lease, LeaseState};
@@ -13,9 +13,9 @@ use crate::seam::{Datapath, Link, Links};
 use crate::store::Store;
 use crate::{Config, Error, notes};
 
-/// How long a start spends on replacing programs that work. The kernel takes up to tens of
-/// milliseconds for each; what is left is replaced while requests are answered.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// How many endpoints' working programs a start replaces before it answers requests; the kernel
+/// takes 10 to 20 ms for each. The others' are replaced while requests are answered.
+const AT_START: usize = 32;
 
 /// What a start has found and made of it.
 #[derive(Debug)]
@@ -49,9 +49,9 @@ pub(crate) fn restore(
         });
     }
     let mut endpoints = Vec::with_capacity(records.len());
-    let end = Instant::now() + PATIENCE;
+    let mut at_start = AT_START;
     for step in &steps {
-        match act(step, end, store, allocator, datapath, links) {
+        match act(step, &mut at_start, store, allocator, datapath, links) {
             Ok(None) => {}
             Ok(Some(endpoint)) => endpoints.push(endpoint),
             Err(error) => {
@@ -96,7 +96,7 @@ fn observe(
 
 fn act(
     step: &Step,
-    end: Instant,
+    at_start: &mut usize,
     store: &Store,
     allocator: &mut Allocator,
     datapath: &dyn Datapath,
@@ -117,7 +117,8 @@ fn act(
         }
         Step::Keep { endpoint } => {
             hold(allocator, endpoint)?;
-            if Instant::now() < end {
+            if *at_start > 0 {
+                *at_start -= 1;
                 refresh(datapath, endpoint)?;
             }
             Ok(Some(endpoint.clone()))
