@@ -7,7 +7,7 @@ use podwire_netns::Netns;
 
 use crate::{
     error::{Error, Result},
-    wire::{Holder, Sockets, Wired, holder, unwire_over, wire_over},
+    wire::{Holder, Sockets, Wired, holder, unwire_over, wait_until_usable, wire_over},
 };
 
 /// What is to be attached.
@@ -65,8 +65,11 @@ pub fn attach(agent: &Client, netns: &Netns, attachment: &Attachment) -> Result<
         pod: attachment.pod.clone(),
         addresses: attachment.addresses.clone(),
     })?;
-    let attached = wire_over(&mut sockets, id, netns, &lease)
-        .and_then(|wired| Ok(agent.create_endpoint(id, &request(attachment, &wired, &lease))?));
+    let attached = wire_over(&mut sockets, id, netns, &lease).and_then(|wired| {
+        let endpoint = agent.create_endpoint(id, &request(attachment, &wired, &lease))?;
+        wait_until_usable(&mut sockets, id, &wired, &lease)?;
+        Ok(endpoint)
+    });
     match attached {
         Ok(endpoint) => Ok(Attached { endpoint, lease }),
         Err(error) => {

@@ -34,6 +34,20 @@ pub enum Error {
         /// The endpoint.
         id: EndpointId,
     },
+    /// The container has a route over another interface that this one needs.
+    #[error("{id}: the container has a route already that the interface needs: {source}")]
+    RouteTaken {
+        /// The endpoint.
+        id: EndpointId,
+        /// The route and the kernel's words.
+        source: Box<podwire_netlink::Error>,
+    },
+    /// The kernel did not bring the interface up in time.
+    #[error("{id}: the interface was not operational within five seconds")]
+    NotUsable {
+        /// The endpoint.
+        id: EndpointId,
+    },
     /// The host has an interface of the endpoint's name that is not ours.
     #[error("{id}: the host already has an interface {host_link} that is not podwire's")]
     HostLinkTaken {
@@ -98,6 +112,9 @@ impl Error {
             Self::Agent(error) => error.hint(),
             Self::NameTaken { .. } => {
                 Some("choose another CNI_IFNAME, or DEL the attachment that has it")
+            }
+            Self::RouteTaken { .. } => {
+                Some("a container has one interface with a default route; leave this network out")
             }
             Self::OwnNetns { .. } => Some("containers in the node's network need no CNI"),
             Self::HostLinkTaken { .. } => Some("rename or remove that interface"),

@@ -2,12 +2,14 @@
 
 use std::net::IpAddr;
 use std::os::fd::AsFd as _;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use ipnetwork::IpNetwork;
 use podwire_api::{EndpointId, LeaseReply, Mark, NodeConfig};
 use podwire_netlink::{
-    Address, Batch, Family, IfIndex, IfName, Link, MacAddr, Neighbour, Netlink, Replace, Replies,
-    Route, Scope,
+    Add, Address, Batch, Family, IfIndex, IfName, Link, MacAddr, Neighbour, Netlink, OperState,
+    Replace, Replies, Route, RouteFilter, Scope, TableId,
 };
 use podwire_netns::{
     Netns, Taken, UNFINISHED_GROUP, VethEnd, VethSpec, create_veth,
@@ -190,32 +192,85 @@ fn configure(
     lease: &LeaseReply,
 ) -> Result<()> {
     let step = "configure the container's interface";
-    let failed = Error::netlink(step, id);
-    let mut batch = plan(id, index, lease)?;
-    match sockets.container.send(&mut batch).and_then(Replies::all_ok) {
-        // Some runtimes start containers with IPv6 switched off.
-        Err(error)
-            if error.is_permission_denied() && lease.addresses.iter().any(IpNetwork::is_ipv6) =>
-        {
+    let (v4, v6): (Vec<_>, Vec<_>) = lease.addresses.iter().partition(|network| network.is_ipv4());
+    let mut everything = plan(id, index, lease, v4.iter().chain(&v6).copied())?;
+    let configured = sockets.container.send(&mut everything).and_then(Replies::all_ok);
+    let configured = match configured {
+        // Some runtimes start containers with IPv6 switched off. IPv4 is done by now.
+        Err(error) if error.is_permission_denied() && !v6.is_empty() => {
             let key = Key::conf(Family::V6, &container_link(id), "disable_ipv6")?;
             sysctl::write_in(netns, &[(key, "0")])?;
-            sockets.container.send(&mut batch).and_then(Replies::all_ok).map_err(&failed)
+            let mut rest = plan(id, index, lease, v6.into_iter())?;
+            sockets.container.send(&mut rest).and_then(Replies::all_ok)
         }
-        configured => configured.map_err(&failed),
+        other => other,
+    };
+    configured.map_err(|error| {
+        if error.is_exists() {
+            // Addresses and neighbours are replaced; only a route can be somebody else's.
+            Error::RouteTaken { id: id.clone(), source: Box::new(error) }
+        } else {
+            Error::netlink(step, id)(error)
+        }
+    })
+}
+
+/// Waits until the kernel has done what it does later, in work queues: it drops what a pod sends
+/// until it has noticed that the link is whole (`net/core/link_watch.c`), and what is sent to an IPv6
+/// address until it has made that address's local route (`addrconf_dad_work`). Mostly that has
+/// happened while the agent was at its part.
+pub(crate) fn wait_until_usable(
+    sockets: &mut Sockets,
+    id: &EndpointId,
+    wired: &Wired,
+    lease: &LeaseReply,
+) -> Result<()> {
+    const PATIENCE: Duration = Duration::from_secs(5);
+    let failed = Error::netlink("wait for the interface", id);
+    let local = RouteFilter {
+        family: Some(Family::V6),
+        table: Some(TableId::LOCAL),
+        output: Some(wired.container_index),
+        ..RouteFilter::ALL
+    };
+    let v6: Vec<_> = lease.addresses.iter().copied().filter(IpNetwork::is_ipv6).collect();
+    let start = Instant::now();
+    loop {
+        let ends = [
+            sockets.container.link(wired.container_index).map_err(&failed)?,
+            sockets.host.link(wired.host_index).map_err(&failed)?,
+        ];
+        let mut usable = ends.iter().all(|end| end.state == OperState::UP);
+        if usable && !v6.is_empty() {
+            let routes = sockets.container.routes(&local).map_err(&failed)?;
+            usable = v6.iter().all(|own| routes.iter().any(|route| route.destination == *own));
+        }
+        if usable {
+            return Ok(());
+        }
+        if start.elapsed() > PATIENCE {
+            return Err(Error::NotUsable { id: id.clone() });
+        }
+        thread::sleep(Duration::from_micros(200));
     }
 }
 
-/// Everything that makes the interface, which is up from birth, a pod's. Each request can be
-/// repeated.
-fn plan(id: &EndpointId, index: IfIndex, lease: &LeaseReply) -> Result<Batch> {
+/// Everything that makes the interface, which is up from birth, a pod's.
+fn plan<'n>(
+    id: &EndpointId,
+    index: IfIndex,
+    lease: &LeaseReply,
+    networks: impl Iterator<Item = &'n IpNetwork> + Clone,
+) -> Result<Batch> {
     let mut batch = Batch::new();
-    for &network in &lease.addresses {
+    for &network in networks.clone() {
         batch.push(&Replace(&Address::new(index, network)));
     }
-    for &network in &lease.addresses {
+    for &network in networks {
         let gateway = gateway(id, &lease.node, network.ip())?;
         for route in routes(index, gateway, lease.node.route_mtu) {
-            batch.push(&Replace(&route));
+            // Never in the place of another interface's.
+            batch.push(&Add(&route));
         }
         batch.push(&Replace(&Neighbour::permanent(index, gateway, host_mac(id))));
     }

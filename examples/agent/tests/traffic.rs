@@ -22,7 +22,6 @@ const ROUTER: [&str; 2] = ["10.1.0.1", "fd00:1::1"];
 
 fn in_both_modes(test: impl Fn(&Node)) {
     for mode in MODES {
-        println!("--attach {mode}");
         test(&Node::start_with(&["--attach", mode]));
     }
 }
@@ -249,4 +248,25 @@ fn an_expired_packet_is_answered_by_the_node() {
         assert_eq!(receiver.arrivals().received(1), 0, "it did not reach the pod");
     }
     assert_eq!(node.counted(Hook::FromContainer, Reason::ToStackExpired), 2);
+}
+
+#[test]
+#[ignore = "needs root: a node in namespaces of its own"]
+fn a_second_interface_is_refused_and_leaves_the_first_alone() {
+    let node = Node::start();
+    let (a, b) = (node.add("a"), node.add("b"));
+    let before = node.host.inventory().unwrap();
+    let second = a.attachment.clone().ifname("net1");
+    let error = node.plugin.add(&second).unwrap_err();
+    assert_eq!(error.cni_code(), Some(102), "{error}");
+    assert_eq!(node.host.inventory().unwrap().since(&before), [] as [&str; 0]);
+    node.plugin.check(&a.attachment, &a.result).unwrap();
+    for target in b.addresses() {
+        assert_answers(&a, target, 56);
+    }
+    node.plugin.del(&second, None).unwrap();
+    node.plugin.check(&a.attachment, &a.result).unwrap();
+    node.delete(&a);
+    node.delete(&b);
+    node.assert_clean();
 }

@@ -24,7 +24,10 @@ pub(crate) fn of_endpoint(verb: &str, error: &podwire_endpoint::Error) -> Error 
             return of_netns(error);
         }
         Endpoint::Netns(error) if error.taken().is_some() => Code::plugin(NAME_TAKEN),
-        Endpoint::NameTaken { .. } | Endpoint::HostLinkTaken { .. } => Code::plugin(NAME_TAKEN),
+        Endpoint::NameTaken { .. }
+        | Endpoint::HostLinkTaken { .. }
+        | Endpoint::RouteTaken { .. } => Code::plugin(NAME_TAKEN),
+        Endpoint::NotUsable { .. } => Code::TRY_AGAIN_LATER,
         Endpoint::OwnNetns { .. } => Code::INVALID_NETNS,
         Endpoint::Note { .. } => Code::IO_FAILURE,
         _ => Code::INTERNAL,
