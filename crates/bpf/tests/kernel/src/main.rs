@@ -126,7 +126,11 @@ pub fn tell(ctx: TcContext) -> i32 {
     let Some(mut event) = EVENTS.reserve(0) else { return TC_ACT_SHOT };
     event.write(Event { sequence, length: ctx.len(), mark });
     // An odd mark asks for a record that the reader must not see.
-    if mark & 1 == 1 { event.discard(0) } else { event.submit(0) }
+    if mark & 1 == 1 {
+        event.discard(0)
+    } else {
+        event.submit(0)
+    }
     TC_ACT_OK
 }
 
