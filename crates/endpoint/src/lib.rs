@@ -13,5 +13,8 @@ pub use attach::{Attached, Attachment, attach};
 pub use check::{Difference, Expected, check};
 pub use error::Error;
 pub use mac::{container_mac, host_mac};
+// What the functions here take and fail with: their users need no other crate for it.
+pub use podwire_netlink::MacAddr;
+pub use podwire_netns::{Error as NetnsError, Netns};
 pub use remove::{remove, remove_others};
 pub use wire::{Wired, unwire, wire};

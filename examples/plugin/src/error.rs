@@ -38,7 +38,7 @@ pub(crate) fn of_endpoint(verb: &str, error: &podwire_endpoint::Error) -> Error 
 }
 
 /// What a network namespace that cannot be used answers.
-pub(crate) fn of_netns(error: &podwire_netns::Error) -> Error {
+pub(crate) fn of_netns(error: &podwire_endpoint::NetnsError) -> Error {
     let msg =
         if error.is_not_found() { "CNI_NETNS does not exist" } else { "CNI_NETNS cannot be used" };
     Error::new(Code::INVALID_NETNS, msg).with_source(error)

@@ -13,9 +13,7 @@ use podwire_cni::{
     Status,
     types::{Interface, Ip, Route, Success},
 };
-use podwire_endpoint::{Attachment, Expected, attach, check, remove, remove_others};
-use podwire_netlink::Family;
-use podwire_netns::Netns;
+use podwire_endpoint::{Attachment, Expected, Netns, attach, check, remove, remove_others};
 use serde::Deserialize;
 
 fn main() -> ExitCode {
@@ -74,7 +72,7 @@ impl Plugin for Podwire {
             ip.gateway = gateway;
             ip.interface = Some(1);
             success.ips.push(ip);
-            let mut route = Route::new(Family::of(address.ip()).everything());
+            let mut route = Route::new(everything(address.ip()));
             route.gw = gateway;
             success.routes.push(route);
         }
@@ -197,4 +195,10 @@ fn endpoint_id(attachment: &CniAttachment) -> Result<EndpointId, Error> {
 
 fn open_netns(path: &str) -> Result<Netns, Error> {
     Netns::open(path).map_err(|error| error::of_netns(&error))
+}
+
+/// The destination of a default route, in the family of `address`.
+fn everything(address: IpAddr) -> IpNetwork {
+    let prefix = if address.is_ipv4() { "0.0.0.0/0" } else { "::/0" };
+    prefix.parse().expect("a prefix of length zero")
 }
