@@ -19,7 +19,7 @@ use podwire_datapath::{
     abi::{Hook, Reason, map},
 };
 use podwire_lab::{Agent, AgentSpec, Attachment, Cni, Host, Inventory, Pod, binary};
-use podwire_netlink::{IfIndex, IfName, Netlink, OperState, Route, RouteFilter, TableId};
+use podwire_netlink::{IfIndex, IfName, Netlink, Route, RouteFilter, TableId};
 use serde_json::{Value, json};
 
 pub const POD_CIDRS: [&str; 2] = ["10.1.0.0/24", "fd00:1::/64"];
@@ -105,7 +105,6 @@ impl Node {
     pub fn attach(&self, pod: Pod) -> TestPod {
         let attachment = attachment(&pod);
         let result = self.plugin.add(&attachment).unwrap();
-        pod.run(wait_for_pod);
         let address = |place: usize| -> IpAddr {
             let text = result["ips"][place]["address"].as_str().unwrap();
             text.split('/').next().unwrap().parse().unwrap()
@@ -213,17 +212,7 @@ fn wait_for_router() {
     wait_for_addresses(&mut netlink, pair[0]);
 }
 
-/// The kernel drops what a pod sends until it has noticed, in a work queue, that the link is whole,
-/// and what is sent to its IPv6 address until, in another, it has made the address's local route.
-/// Each takes a few milliseconds, on a busy machine some tens.
-fn wait_for_pod() {
-    let mut netlink = Netlink::open().unwrap();
-    let eth0: IfName = "eth0".parse().unwrap();
-    until("eth0 is operational", || netlink.link(eth0).unwrap().state == OperState::UP);
-    let eth0 = netlink.link(eth0).unwrap().index;
-    wait_for_addresses(&mut netlink, eth0);
-}
-
+/// The kernel makes the local route of an IPv6 address in a work queue.
 fn wait_for_addresses(netlink: &mut Netlink, link: IfIndex) {
     let is_given = |address: &IpAddr| match address {
         IpAddr::V4(_) => true,
