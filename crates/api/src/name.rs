@@ -253,12 +253,25 @@ pub(crate) fn push_segment(url: &mut String, segment: &str) {
 }
 
 fn check_container_id(name: &str) -> Result<(), NameError> {
-    let kind = "container id";
+    check_identifier("container id", name, 128, "must have at most 128 bytes")
+}
+
+fn check_node_name(name: &str) -> Result<(), NameError> {
+    check_identifier("node name", name, 100, "must have at most 100 bytes")
+}
+
+/// A letter or digit, then letters, digits, `_`, `.` and `-`.
+fn check_identifier(
+    kind: &'static str,
+    name: &str,
+    longest: usize,
+    too_long: &'static str,
+) -> Result<(), NameError> {
     if name.is_empty() {
         return Err(NameError::new(kind, name, "must not be empty"));
     }
-    if name.len() > 128 {
-        return Err(NameError::new(kind, name, "must have at most 128 bytes"));
+    if name.len() > longest {
+        return Err(NameError::new(kind, name, too_long));
     }
     let allowed = |b: u8| b.is_ascii_alphanumeric() || b"_.-".contains(&b);
     if !name.as_bytes()[0].is_ascii_alphanumeric() || !name.bytes().all(allowed) {
@@ -284,23 +297,6 @@ fn check_interface_name(name: &str) -> Result<(), NameError> {
     let space = |b: u8| b.is_ascii_whitespace() || b == 0x0b || b == 0xa0;
     if name.bytes().any(|b| b == b'/' || b == b':' || b == 0 || space(b)) {
         return Err(NameError::new(kind, name, "must not hold '/', ':' or white space"));
-    }
-    Ok(())
-}
-
-fn check_node_name(name: &str) -> Result<(), NameError> {
-    let kind = "node name";
-    if name.is_empty() {
-        return Err(NameError::new(kind, name, "must not be empty"));
-    }
-    if name.len() > 100 {
-        return Err(NameError::new(kind, name, "must have at most 100 bytes"));
-    }
-    let allowed = |b: u8| b.is_ascii_alphanumeric() || b"_.-".contains(&b);
-    if !name.as_bytes()[0].is_ascii_alphanumeric() || !name.bytes().all(allowed) {
-        let rule =
-            "must start with a letter or digit and hold only letters, digits, '_', '.' and '-'";
-        return Err(NameError::new(kind, name, rule));
     }
     Ok(())
 }
