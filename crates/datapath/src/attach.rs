@@ -78,7 +78,7 @@ impl Datapath {
     /// attached already, in whichever way.
     ///
     /// A TCX attachment waits for a grace period of the kernel, 10 to 20 ms, for each program
-    /// (`tcx_entry_sync` of linux/tcx.h), while other changes of interfaces wait for it. Endpoints
+    /// (`tcx_entry_sync` of include/net/tcx.h), while other changes of interfaces wait for it. Endpoints
     /// are therefore added with filters, which takes less than a millisecond, and this may follow
     /// when the node is idle.
     ///
