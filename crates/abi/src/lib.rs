@@ -66,6 +66,20 @@ pub mod map {
     pub const ALL: [&str; 7] = [CONFIG, SLOTS, LINKS, IPCACHE, FLOWS, FRAGMENTS, METRICS];
 }
 
+/// Name of the programs' variable, set before loading, that says which low bits of a link's number
+/// name its slot; see [`slot_mask`].
+pub const SLOT_MASK: &str = "SLOT_MASK";
+
+/// Which low bits of a link's number name the slot that its endpoint gets, if that is free, on a node
+/// with so many slots. Programs look there first, and only then into [`map::LINKS`].
+#[must_use]
+pub const fn slot_mask(slots: u32) -> u32 {
+    match slots.checked_ilog2() {
+        Some(bits) => (1 << bits) - 1,
+        None => 0,
+    }
+}
+
 /// Names of the kernel programs.
 pub mod program {
     /// On a host link, TC ingress: what a pod sends.
@@ -76,4 +90,17 @@ pub mod program {
     pub const FROM_HOST: &str = "from_host";
     /// Every program.
     pub const ALL: [&str; 3] = [FROM_CONTAINER, TO_CONTAINER, FROM_HOST];
+}
+
+#[cfg(test)]
+mod tests {
+    use super::slot_mask;
+
+    #[test]
+    fn every_masked_number_is_a_slot() {
+        for (slots, mask) in [(0, 0), (1, 0), (2, 1), (3, 1), (4, 3), (4095, 2047), (4096, 4095)] {
+            assert_eq!(slot_mask(slots), mask, "{slots} slots");
+        }
+        assert_eq!(slot_mask(u32::MAX), u32::MAX >> 1);
+    }
 }

@@ -7,7 +7,8 @@ use std::{
 };
 
 use podwire_abi::{
-    Address, Be32, EthernetPair, IpcacheEntry, Mac, NodeConfig, Slot, identity, map, slot_flag,
+    Address, Be32, EthernetPair, IpcacheEntry, Mac, NodeConfig, SLOT_MASK, Slot, identity, map,
+    slot_flag, slot_mask,
 };
 use podwire_bpf::{AttachMode, Loader, Object, Program, Removal};
 
@@ -116,6 +117,7 @@ impl Datapath {
             .max_entries(map::LINKS, options.slots)
             .max_entries(map::IPCACHE, options.slots.saturating_mul(2).saturating_add(16))
             .max_entries(map::FLOWS, options.flows)
+            .global(SLOT_MASK, &slot_mask(options.slots))
             .pin_maps(&maps)
             .load()?;
         let tables = Tables {
@@ -206,7 +208,11 @@ impl Datapath {
         self.check_holders(endpoint, known)?;
         let number = match known {
             Some(number) => number,
-            None => writer.free.take().ok_or(Error::Full { slots: self.tables.slot_count() })?,
+            None => {
+                let slots = self.tables.slot_count();
+                let place = endpoint.ifindex & slot_mask(slots);
+                writer.free.take(place).ok_or(Error::Full { slots })?
+            }
         };
         let added = self
             .write_endpoint(endpoint, number, &addresses)
@@ -269,7 +275,8 @@ impl Datapath {
     }
 
     /// Writes the slot first, then what leads to it, so that no program follows a name into an
-    /// empty slot.
+    /// empty slot. The slot itself is written as an empty one first: programs that look into it
+    /// while it changes believe none of it, and the second write changes one word.
     fn write_endpoint(
         &self,
         endpoint: &EndpointConfig,
@@ -279,7 +286,7 @@ impl Datapath {
         let last = self.tables.slots.get(number)?;
         self.remove_addresses(number, &last)?;
         let slot = Slot {
-            generation: taken_generation(last.generation),
+            generation: taken_generation(empty_generation(last.generation)),
             ifindex: endpoint.ifindex,
             flags: flags(endpoint.delivery),
             identity: identity::UNMANAGED,
@@ -289,6 +296,8 @@ impl Datapath {
             ipv4: addresses.ipv4,
             reserved: 0,
         };
+        let unbelieved = Slot { generation: empty_generation(last.generation), ..slot };
+        self.tables.slots.set(number, &unbelieved)?;
         self.tables.slots.set(number, &slot)?;
         self.tables.links.insert(&endpoint.ifindex, &number)?;
         for &address in &endpoint.addresses {

@@ -14,8 +14,12 @@ impl FreeSlots {
         Self((0_u32..).zip(slots).filter(|(_, slot)| !slot.is_taken()).map(|(n, _)| n).collect())
     }
 
-    pub(crate) fn take(&mut self) -> Option<u32> {
-        self.0.pop_front()
+    /// The slot of that number if it is free, or else another.
+    pub(crate) fn take(&mut self, preferred: u32) -> Option<u32> {
+        match self.0.iter().position(|&number| number == preferred) {
+            Some(place) => self.0.remove(place),
+            None => self.0.pop_front(),
+        }
     }
 
     pub(crate) fn give_back(&mut self, number: u32) {
@@ -54,13 +58,14 @@ mod tests {
     }
 
     #[test]
-    fn the_slot_free_longest_comes_first() {
+    fn the_preferred_slot_comes_first_then_the_one_free_longest() {
         let taken = Slot { generation: 1, ..Slot::default() };
-        let mut free = FreeSlots::of(&[Slot::default(), taken, Slot::default()]);
-        assert_eq!(free.take(), Some(0));
+        let mut free = FreeSlots::of(&[Slot::default(), taken, Slot::default(), Slot::default()]);
+        assert_eq!(free.take(2), Some(2));
+        assert_eq!(free.take(1), Some(0), "slot 1 is taken");
         free.give_back(0);
-        assert_eq!(free.take(), Some(2));
-        assert_eq!(free.take(), Some(0));
-        assert_eq!(free.take(), None);
+        assert_eq!(free.take(1), Some(3));
+        assert_eq!(free.take(9), Some(0), "there is no slot 9");
+        assert_eq!(free.take(0), None);
     }
 }

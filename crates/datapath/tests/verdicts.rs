@@ -12,7 +12,7 @@ use node::{
 };
 use podwire_datapath::{
     Delivery,
-    abi::{Address, IpcacheEntry, MARK_DECIDED, Reason, map},
+    abi::{Address, IpcacheEntry, MARK_DECIDED, Reason, Slot, map, slot_mask},
 };
 use podwire_lab::probe::frame::{
     Arp, ArpOperation, BROADCAST, Link, checksum, ip_addresses, limit_hops, tagged,
@@ -501,6 +501,10 @@ fn extension_headers_are_followed_to_a_limit() {
         let mut beyond = chain(&[0]);
         beyond[14 + 40 + 1] = 200;
         assert_eq!(node.pod_sends(&a, &beyond).reason, Reason::Malformed);
+        // Nor where nothing is read behind it: of this protocol nothing is known.
+        let beyond_all =
+            a.to_gateway().ip(a.v6.into(), b.v6.into(), 60, &[47, 9, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(node.pod_sends(&a, &beyond_all).reason, Reason::Malformed);
         let no_next = a.to_gateway().ip(a.v6.into(), b.v6.into(), 59, b"");
         assert_eq!(node.pod_sends(&a, &no_next).reason, Reason::Delivered);
     });
@@ -517,6 +521,29 @@ fn links_and_nodes_that_are_not_set_up_forward_nothing() {
             podwire_bpf::Array::open(format!("/sys/fs/bpf/podwire/maps/{}", map::CONFIG)).unwrap();
         config.set(0, &Default::default()).unwrap();
         assert_eq!(node.pod_sends(&node.a, &frame).reason, Reason::NotReady);
+    });
+}
+
+#[test]
+#[ignore = "needs root: loads programs in a namespace of its own"]
+fn an_endpoint_whose_place_is_taken_is_found_all_the_same() {
+    on_node(|node| {
+        let frame = udp(&node.a, node.a.v4.into(), node.b.v4.into());
+        assert_eq!(node.pod_sends(&node.a, &frame).reason, Reason::Delivered);
+        let slots: podwire_bpf::Array<Slot> =
+            podwire_bpf::Array::open(format!("/sys/fs/bpf/podwire/maps/{}", map::SLOTS)).unwrap();
+        let links: podwire_bpf::HashMap<u32, u32> =
+            podwire_bpf::HashMap::open(format!("/sys/fs/bpf/podwire/maps/{}", map::LINKS)).unwrap();
+        let place = links.get(&node.a.ifindex).unwrap().unwrap();
+        assert_eq!(place, node.a.ifindex & slot_mask(slots.len()));
+        let slot = slots.get(place).unwrap();
+        let elsewhere = place + 100;
+        slots.set(elsewhere, &slot).unwrap();
+        links.insert(&node.a.ifindex, &elsewhere).unwrap();
+        for other in [Slot::default(), Slot { ifindex: slot.ifindex + 4096, ..slot }] {
+            slots.set(place, &other).unwrap();
+            assert_eq!(node.pod_sends(&node.a, &frame).reason, Reason::Delivered);
+        }
     });
 }
 
@@ -599,6 +626,9 @@ fn a_flow_goes_through_the_stack_both_ways_or_not_at_all() {
             assert_eq!(judge(&tcp(b.to_gateway(), (pod_b, 81), client, ACK)), Reason::Delivered);
             let error = icmp_error(&b, &tcp(b.to_gateway(), client, server, ACK), client.0);
             assert_eq!(judge(&error), Reason::ToStackByFlow, "an error about it goes with it");
+            let strangers = a.to_gateway().icmp(pod_a, pod_b, error_about(&b, client, server));
+            let judged = node.pod_sends(&a, &strangers).reason;
+            assert_eq!(judged, Reason::Delivered, "a pod cannot speak for who received it");
 
             let [row] = &node.datapath.tables().flows().unwrap()[..] else { panic!("one flow") };
             assert_eq!((row.source, row.source_port), server);
@@ -657,6 +687,12 @@ fn fragments_keep_to_their_flows_way() {
             assert_eq!(node.pod_sends(&a, &frame).reason, Reason::ToStackByFlow);
         }
     });
+}
+
+/// The message of an ICMP error about a packet that `receiver` got.
+fn error_about(receiver: &Pod, client: (IpAddr, u16), server: (IpAddr, u16)) -> Vec<u8> {
+    let quoted = tcp(receiver.to_gateway(), client, server, ACK);
+    icmp_error(receiver, &quoted, client.0)[if client.0.is_ipv4() { 34 } else { 54 }..].to_vec()
 }
 
 /// An ICMP error of `sender` (RFC 792, RFC 4443: port unreachable) that quotes the packet of a frame.

@@ -30,6 +30,11 @@ use crate::{
     verdict::{Drop, Outcome, Verdict},
 };
 
+/// Low bits of a link's number that name its slot, set before loading: one less than a power of two
+/// that is at most the number of slots.
+#[unsafe(no_mangle)]
+static SLOT_MASK: u32 = 0;
+
 /// What a pod sends, on its host link.
 #[classifier]
 pub fn from_container(ctx: TcContext) -> i32 {
@@ -53,8 +58,9 @@ pub fn from_host(ctx: TcContext) -> i32 {
 fn judge_from_container(ctx: &TcContext) -> Outcome {
     let slot = slot_of_link(ctx)?;
     let config = config()?;
-    let ethertype = packet::ethertype(ctx)?;
-    match packet::compare_ethernet(ctx, &slot.from_pod)? {
+    let frame = packet::ethernet(ctx)?;
+    let ethertype = packet::ethertype(ctx, frame)?;
+    match packet::compare_ethernet(frame, &slot.from_pod)? {
         packet::Ethernet::ToGateway => {}
         packet::Ethernet::ToMany if ethertype == ETH_ARP => return arp::answer(ctx, slot, config),
         packet::Ethernet::ToMany if ethertype == ETH_IPV6 => {
@@ -108,7 +114,7 @@ fn judge_to_container(ctx: &TcContext) -> Outcome {
         return Ok(Verdict::next(Reason::Passed));
     }
     let slot = slot_of_link(ctx)?;
-    let packet = match packet::ethertype(ctx)? {
+    let packet = match packet::ethertype(ctx, packet::ethernet(ctx)?)? {
         ETH_IPV4 => packet::parse_ipv4(ctx)?,
         ETH_IPV6 => packet::parse_ipv6(ctx)?,
         ETH_ARP => return Ok(Verdict::next(Reason::Passed)),
@@ -127,7 +133,7 @@ fn judge_to_container(ctx: &TcContext) -> Outcome {
 
 #[inline(always)]
 fn judge_from_host(ctx: &TcContext) -> Outcome {
-    let packet = match packet::ethertype(ctx)? {
+    let packet = match packet::ethertype(ctx, packet::ethernet(ctx)?)? {
         ETH_IPV4 => packet::parse_ipv4(ctx)?,
         ETH_IPV6 => packet::parse_ipv6(ctx)?,
         _ => return Err(Drop(Reason::UnsupportedProtocol)),
@@ -149,10 +155,22 @@ fn check_source(packet: &Packet, slot: &Slot) -> Result<(), Drop> {
     if slot.owns(&packet.key.source) { Ok(()) } else { Err(Drop(Reason::SpoofedAddress)) }
 }
 
+/// The endpoint behind the link that the packet is at. Most endpoints have the slot that the low bits
+/// of their link's number name; where two links would share one, the later is found by its number.
 #[inline(always)]
 fn slot_of_link(ctx: &TcContext) -> Result<&'static Slot, Drop> {
-    // SAFETY: as above; entries are plain numbers, replaced whole.
-    let number = unsafe { maps::LINKS.get((*ctx.skb.skb).ifindex) };
+    // SAFETY: the context is valid for the whole run of the program.
+    let ifindex = unsafe { (*ctx.skb.skb).ifindex };
+    // SAFETY: a static of this program; volatile, since the loader sets it.
+    let mask = unsafe { core::ptr::read_volatile(&raw const SLOT_MASK) };
+    if let Some(slot) = maps::SLOTS.get(ifindex & mask)
+        && slot.ifindex == ifindex
+        && slot.is_taken()
+    {
+        return Ok(slot);
+    }
+    // SAFETY: entries are plain numbers, replaced whole.
+    let number = unsafe { maps::LINKS.get(ifindex) };
     let slot = number.and_then(|&number| maps::SLOTS.get(number));
     match slot {
         Some(slot) if slot.is_taken() => Ok(slot),

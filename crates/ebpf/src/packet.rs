@@ -70,15 +70,21 @@ pub enum Ethernet {
     ToOther,
 }
 
+/// The frame's link-layer header.
+#[inline(always)]
+pub fn ethernet(ctx: &TcContext) -> Result<Bytes, Drop> {
+    at::<ETH_LEN>(ctx, 0)
+}
+
 /// The frame's type, after a VLAN tag has been ruled out. A tag stands in the packet's metadata on
 /// a veth, and in its bytes under test-run.
 #[inline(always)]
-pub fn ethertype(ctx: &TcContext) -> Result<u16, Drop> {
+pub fn ethertype(ctx: &TcContext, frame: Bytes) -> Result<u16, Drop> {
     // SAFETY: the context is valid for the whole run of the program.
     if unsafe { (*ctx.skb.skb).vlan_present } != 0 {
         return Err(Drop(Reason::Vlan));
     }
-    let ethertype = Be16::from_raw(read_u16::<12>(at::<ETH_LEN>(ctx, 0)?)).get();
+    let ethertype = Be16::from_raw(read_u16::<12>(frame)).get();
     if ethertype == ETH_VLAN || ethertype == ETH_QINQ {
         return Err(Drop(Reason::Vlan));
     }
@@ -87,8 +93,7 @@ pub fn ethertype(ctx: &TcContext) -> Result<u16, Drop> {
 
 /// Checks the frame's source against `expected`, and sorts its destination.
 #[inline(always)]
-pub fn compare_ethernet(ctx: &TcContext, expected: &EthernetPair) -> Result<Ethernet, Drop> {
-    let frame = at::<ETH_LEN>(ctx, 0)?;
+pub fn compare_ethernet(frame: Bytes, expected: &EthernetPair) -> Result<Ethernet, Drop> {
     let (a, b, c) = (read_u32::<0>(frame), read_u32::<4>(frame), read_u32::<8>(frame));
     let [x, y, z] = expected.0;
     if a == x && b == y && c == z {
@@ -124,7 +129,8 @@ pub fn parse_ipv4(ctx: &TcContext) -> Result<Packet, Drop> {
     if first >> 4 != 4
         || header_len < IPV4_LEN
         || total_len < header_len as u32
-        || total_len.saturating_add(ETH_LEN as u32) > ctx.len() && !is_offloaded(ctx)
+        || total_len.saturating_add(ETH_LEN as u32) > ctx.len()
+            && (!is_offloaded(ctx) || (ETH_LEN + header_len) as u32 > ctx.len())
     {
         return Err(Drop(Reason::Malformed));
     }
@@ -261,7 +267,8 @@ impl Packet {
             Protocol::ICMP | Protocol::ICMPV6 => quoted.set_icmp(load(ctx, transport).ok()?),
             _ => {}
         }
-        Some(quoted.key.reversed())
+        // A pod speaks of what it received, and of nobody else's packets.
+        (destination == self.key.source).then(|| quoted.key.reversed())
     }
 
     #[inline(always)]
@@ -358,6 +365,10 @@ fn skip_extensions(ctx: &TcContext, mut next: u8) -> Result<(u8, usize, Fragment
             // RFC 4302 counts in words of four bytes, less two.
             AUTHENTICATION => offset += (usize::from(len) + 2) * 4,
             _ => offset += (usize::from(len) + 1) * 8,
+        }
+        // Of a header that is not followed, nobody else would notice.
+        if offset as u32 > ctx.len() {
+            return Err(Drop(Reason::Malformed));
         }
         next = following;
     }

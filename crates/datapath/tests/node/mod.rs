@@ -171,15 +171,19 @@ impl Node {
     }
 
     fn run(&self, hook: Hook, frame: &[u8], ifindex: u32, mark: u32) -> TestRunOutput {
-        let name = match hook {
-            Hook::FromContainer => program::FROM_CONTAINER,
-            Hook::ToContainer => program::TO_CONTAINER,
-            Hook::FromHost => program::FROM_HOST,
-            other => panic!("no program judges at {other}"),
-        };
         let context = SkbContext { ifindex, mark, ..SkbContext::default() };
         let run = TestRun::new(frame).context(context);
-        self.datapath.program(name).unwrap().test_run(&run).unwrap()
+        self.datapath.program(program_at(hook)).unwrap().test_run(&run).unwrap()
+    }
+}
+
+/// Name of the program that judges there.
+pub fn program_at(hook: Hook) -> &'static str {
+    match hook {
+        Hook::FromContainer => program::FROM_CONTAINER,
+        Hook::ToContainer => program::TO_CONTAINER,
+        Hook::FromHost => program::FROM_HOST,
+        other => panic!("no program judges at {other}"),
     }
 }
 
