@@ -1,8 +1,10 @@
 use std::{
     ffi::{OsStr, OsString},
     io::{self, Read, Write},
+    mem::MaybeUninit,
+    os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
-    process::{ExitStatus, Stdio},
+    process::{Child, ExitStatus, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -44,6 +46,11 @@ pub struct CniOutput {
     pub stderr: String,
     /// From before the process was made to its end.
     pub elapsed: Duration,
+    /// The largest resident set, in bytes, that the plugin or a process it waited for ever had.
+    ///
+    /// Linux counts what a process had before it became the plugin, too: a copy of the caller's
+    /// memory. Less than that is never seen, so a caller that wants to know is small itself.
+    pub peak_bytes: u64,
 }
 
 impl Attachment {
@@ -187,8 +194,8 @@ impl Cni {
                 let errors = scope.spawn(move || read_all(errors));
                 let stdout = read_all(child.stdout.take())?;
                 let stderr = errors.join().map_err(|_| io::Error::other("reader panicked"))??;
-                let status = child.wait()?;
-                Ok(CniOutput { status, stdout, stderr, elapsed: start.elapsed() })
+                let (status, peak_bytes) = wait(&child)?;
+                Ok(CniOutput { status, stdout, stderr, elapsed: start.elapsed(), peak_bytes })
             })
         };
         run().map_err(|source| Error::Program {
@@ -198,7 +205,12 @@ impl Cni {
         })
     }
 
-    fn verb(&self, verb: &str, to: &Attachment, previous: Option<&Value>) -> Result<CniOutput> {
+    /// Calls a verb as a runtime does, with the result of ADD where there is one, and gives all of
+    /// what became of it, an error of the plugin's among them.
+    ///
+    /// # Errors
+    /// [`Error::Program`] when the plugin cannot be started.
+    pub fn verb(&self, verb: &str, to: &Attachment, previous: Option<&Value>) -> Result<CniOutput> {
         let config = match previous {
             Some(previous) => self.config_with("prevResult", previous.clone()),
             None => self.config.clone(),
@@ -252,6 +264,27 @@ impl CniOutput {
             stderr: self.stderr.clone(),
         }
     }
+}
+
+/// Waits for the end of a process: how it ended, and its peak memory in bytes.
+fn wait(child: &Child) -> io::Result<(ExitStatus, u64)> {
+    let process = libc::pid_t::try_from(child.id()).map_err(io::Error::other)?;
+    let (mut status, mut usage) = (0, MaybeUninit::<libc::rusage>::zeroed());
+    loop {
+        // SAFETY: both places are ours to write, and of the types that the kernel fills.
+        let ended = unsafe { libc::wait4(process, &raw mut status, 0, usage.as_mut_ptr()) };
+        if ended == process {
+            break;
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+    // SAFETY: all zeroes are a valid value, and the kernel has written it.
+    let usage = unsafe { usage.assume_init() };
+    let peak_bytes = u64::try_from(usage.ru_maxrss).unwrap_or_default() * 1024;
+    Ok((ExitStatus::from_raw(status), peak_bytes))
 }
 
 fn read_all(from: Option<impl Read>) -> io::Result<String> {

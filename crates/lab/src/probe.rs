@@ -10,17 +10,20 @@
 //!   [`EchoReceiver`] and its [`Arrivals`] at the other end.
 //! - [`TcpEcho`], [`TcpTransfer`]: a connection whose bytes come back and are compared.
 //! - [`TcpSink`], [`tcp_flood`]: throughput, counted at the receiver.
+//! - [`Responder`], [`tcp_rr`], [`tcp_crr`], [`udp_rr`]: closed loops of transactions, and their rate.
 //! - [`FrameSocket`] and [`frame`]: raw frames, for what a well-behaved stack would not send.
 
 mod datagram;
 mod echo;
 pub mod frame;
+mod load;
 mod packet_socket;
 mod ping;
 mod receiver;
 mod tcp;
 
 pub use echo::{Arrivals, EchoReport};
+pub use load::{Rate, Responder, allowed_cpus, pin_to_cpu, tcp_crr, tcp_rr, udp_rr};
 pub use packet_socket::FrameSocket;
 pub use ping::{Ping, RunningPing};
 pub use receiver::EchoReceiver;

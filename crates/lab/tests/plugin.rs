@@ -127,6 +127,7 @@ fn a_plugins_error_object_is_understood() {
     let error = cni.add(&Attachment::new("a", "/run/netns/none")).unwrap_err();
     assert!(error.cni_code().is_some(), "{error}");
     let output = cni.call("ADD", &[], b"no JSON").unwrap();
+    assert!(output.peak_bytes > 1 << 20, "{output:?}");
     assert!(!output.status.success());
     assert!(output.json("ADD").unwrap_err().cni_code().is_some());
 }

@@ -7,7 +7,10 @@ use std::{
 
 use podwire_lab::{
     Host,
-    probe::{EchoReceiver, Ping, TcpEcho, TcpSink, TcpTransfer, tcp_flood},
+    probe::{
+        EchoReceiver, Ping, Responder, TcpEcho, TcpSink, TcpTransfer, tcp_crr, tcp_flood, tcp_rr,
+        udp_rr,
+    },
 };
 
 const LOOPBACK: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
@@ -116,4 +119,60 @@ fn throughput_is_counted_at_the_receiver() {
         drop(sink);
         assert!(host.run(|| tcp_flood(address, Duration::from_millis(1))).is_err(), "it is gone");
     }
+}
+
+#[test]
+#[ignore = "needs root: network and mount namespaces"]
+fn transactions_are_answered_on_both_families() {
+    const TIME: Duration = Duration::from_millis(50);
+    let host = Host::new().unwrap();
+    for address in LOOPBACK {
+        let any = SocketAddr::new(address, 0);
+        host.run(|| {
+            let tcp = Responder::tcp(any).unwrap();
+            for load in [tcp_rr, tcp_crr, tcp_rr] {
+                let rate = load(tcp.address(), TIME).unwrap();
+                assert!(rate.transactions > 0 && rate.elapsed >= TIME, "{address}: {rate:?}");
+            }
+            let udp = Responder::udp(any).unwrap();
+            let rate = udp_rr(udp.address(), TIME).unwrap();
+            assert!(rate.transactions > 0 && rate.elapsed >= TIME, "{address}: {rate:?}");
+        });
+    }
+    // The four of tcp_rr ended in order and keep their ports for a while; the many of tcp_crr do not.
+    let sockets = host.run(|| std::fs::read_to_string("/proc/thread-self/net/sockstat")).unwrap();
+    let kept = sockets.split(" tw ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap();
+    assert!(kept.parse::<u32>().unwrap() <= 4, "{sockets}");
+}
+
+#[test]
+#[ignore = "needs root: network and mount namespaces"]
+fn transactions_that_are_not_answered_are_errors() {
+    const TIME: Duration = Duration::from_millis(1);
+    let host = Host::new().unwrap();
+    for address in LOOPBACK {
+        host.run(|| {
+            let nobody = SocketAddr::new(address, 9);
+            assert!(tcp_rr(nobody, TIME).is_err());
+            assert!(tcp_crr(nobody, TIME).is_err());
+            assert!(udp_rr(nobody, TIME).is_err());
+            let silent = std::net::UdpSocket::bind(SocketAddr::new(address, 0)).unwrap();
+            let error = udp_rr(silent.local_addr().unwrap(), TIME).unwrap_err().to_string();
+            assert!(error.starts_with("2 of 2 datagrams not answered"), "{error}");
+        });
+    }
+}
+
+#[test]
+#[ignore = "needs root: network and mount namespaces"]
+fn a_responder_answers_no_more_once_dropped() {
+    let host = Host::new().unwrap();
+    host.run(|| {
+        let tcp = Responder::tcp(SocketAddr::new(LOOPBACK[0], 0)).unwrap();
+        let udp = Responder::udp(SocketAddr::new(LOOPBACK[0], 0)).unwrap();
+        let addresses = [tcp.address(), udp.address()];
+        drop((tcp, udp));
+        assert!(tcp_rr(addresses[0], Duration::from_millis(1)).is_err());
+        assert!(udp_rr(addresses[1], Duration::from_millis(1)).is_err());
+    });
 }
