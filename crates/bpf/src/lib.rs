@@ -39,3 +39,22 @@ pub use program::{Program, ProgramInfo, ProgramTag};
 pub use spec::{MapSpec, ObjectSpec, ProgramSpec, ProgramType, ReadOnly};
 pub use test_run::{SkbContext, TestRun, TestRunOutput};
 pub use verifier::VerifierLog;
+
+/// What fuzz targets reach beyond the public functions. No part of the API.
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing {
+    use crate::map::{MapKey, MapValue, PerCpu, Prefix};
+
+    /// A per-CPU value out of the kernel's bytes, and those that would be given to the kernel.
+    pub fn per_cpu<V: MapValue>(bytes: &[u8]) -> (PerCpu<V>, Vec<u8>) {
+        let values = PerCpu::decode(bytes);
+        let back = PerCpu::encode(values.as_slice());
+        (values, back)
+    }
+
+    /// The bytes of a trie's key, there and back.
+    pub fn trie_key<D: MapKey>(prefix: &Prefix<D>) -> (Vec<u8>, Option<Prefix<D>>) {
+        crate::map::trie_key(prefix)
+    }
+}

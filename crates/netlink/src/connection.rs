@@ -336,6 +336,12 @@ fn extended_ack(message: &Message<'_>) -> Option<Box<str>> {
         .map(|attribute| attribute.text().into_boxed_str())
 }
 
+/// What an acknowledgement says: the error number and the kernel's own words.
+#[cfg(fuzzing)]
+pub fn kernel_words(message: &Message<'_>) -> Result<Option<(i32, Option<Box<str>>)>, ParseError> {
+    Ok(Refusal::parse(message)?.map(|refusal| (refusal.number, refusal.message)))
+}
+
 fn overrun(operation: Operation, subject: Subject) -> Error {
     Error::Receive { operation, subject, source: io::Error::from_raw_os_error(libc::ENOBUFS) }
 }

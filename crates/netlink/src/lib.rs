@@ -39,6 +39,22 @@ pub use route::{
 pub use rule::{Mark, Rule, RuleAction, Sense};
 pub use tc::Direction;
 
+/// What fuzz targets reach beyond the public parsers. No part of the API.
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing {
+    pub use crate::connection::kernel_words;
+
+    /// What a notification says.
+    #[cfg(feature = "watch")]
+    pub fn event(
+        kind: u16,
+        payload: &[u8],
+    ) -> Result<Option<crate::watch::Event>, crate::ParseError> {
+        crate::watch::event(kind, payload)
+    }
+}
+
 #[cfg(test)]
 #[path = "tests/fixture.rs"]
 mod fixture;

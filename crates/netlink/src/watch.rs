@@ -209,7 +209,7 @@ impl fmt::Debug for Watch {
 
 /// What a message says; `None` when it is about something that is not watched, such as the routes
 /// that the kernel learns for single destinations, or the neighbours of bridges.
-fn event(kind: u16, payload: &[u8]) -> Result<Option<Event>, ParseError> {
+pub(crate) fn event(kind: u16, payload: &[u8]) -> Result<Option<Event>, ParseError> {
     const IPV4: u8 = 2;
     const IPV6: u8 = 10;
     let of_ip = matches!(payload.first(), Some(&(IPV4 | IPV6)));

@@ -27,3 +27,17 @@ pub use agent::{Agent, explain, runtime};
 pub use cleanup::{Leftover, LeftoverKind, Places, leftovers};
 pub use config::{AttachChoice, Config};
 pub use error::Error;
+
+/// What fuzz targets reach beyond the public functions. No part of the API.
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing {
+    /// One record of the store, as it is read when the agent starts.
+    ///
+    /// # Errors
+    ///
+    /// If it is damaged.
+    pub fn record(id: &str, json: &[u8]) -> Result<podwire_api::Endpoint, String> {
+        crate::store::decode(id, json).map_err(|error| error.to_string())
+    }
+}

@@ -64,9 +64,7 @@ impl Store {
         let mut repairs = Vec::new();
         for (id, json) in &raw {
             if same_boot {
-                let record = serde_json::from_slice(json)
-                    .map_err(|error| damaged(format!("endpoint {id}: {error}").into()))?;
-                records.push(record);
+                records.push(decode(id, json).map_err(&damaged)?);
             } else {
                 repairs.push(Repair {
                     object: format!("endpoint {id}"),
@@ -183,6 +181,11 @@ fn read(database: &Database) -> Result<Tables, Source> {
         endpoints.push((key.value().to_owned(), value.value().to_owned()));
     }
     Ok((meta, endpoints))
+}
+
+/// One record of the table of endpoints.
+pub(crate) fn decode(id: &str, json: &[u8]) -> Result<Endpoint, Source> {
+    serde_json::from_slice(json).map_err(|error| format!("endpoint {id}: {error}").into())
 }
 
 fn begin_boot(

@@ -97,6 +97,14 @@ impl<D: MapKey> WireKey<D> {
     }
 }
 
+/// The bytes of a key, there and back.
+#[cfg(fuzzing)]
+pub(crate) fn trie_key<D: MapKey>(prefix: &Prefix<D>) -> (Vec<u8>, Option<Prefix<D>>) {
+    let bytes = WireKey::of(prefix).as_bytes().to_vec();
+    let back = WireKey::read_from_bytes(&bytes).ok().map(WireKey::into_prefix);
+    (bytes, back)
+}
+
 /// A trie of prefixes: looking up answers with the value of the longest that matches.
 ///
 /// `D` is what the prefixes are of, an address in network byte order for instance, without the

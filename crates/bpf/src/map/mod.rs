@@ -17,6 +17,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 pub use array::Array;
 pub use hash::{Entries, HashKind, HashMap, Lru, LruHashMap, Plain};
+#[cfg(fuzzing)]
+pub(crate) use lpm::trie_key;
 pub use lpm::{LpmTrie, Prefix};
 pub(crate) use per_cpu::possible;
 pub use per_cpu::{Aggregate, PerCpu, PerCpuArray, PerCpuHashMap};
