@@ -92,10 +92,10 @@ impl Metadata {
     }
 }
 
-/// A test program that cargo has built.
+/// A program of tests or benchmarks that cargo has built.
 #[derive(Clone, Debug)]
-pub struct TestBinary {
-    /// Package and target, as in `podwire-ipam::model`.
+pub struct Binary {
+    /// Package and target, as in `podwire-ipam::model`; of benchmarks, the target.
     pub name: String,
     /// The folder of the package's manifest, in which it runs.
     pub folder: PathBuf,
@@ -104,7 +104,7 @@ pub struct TestBinary {
 }
 
 /// Builds the test programs of these packages, or of all when there are none.
-pub fn build_tests(metadata: &Metadata, packages: &[String]) -> Result<Vec<TestBinary>> {
+pub fn build_tests(metadata: &Metadata, packages: &[String]) -> Result<Vec<Binary>> {
     let mut command = cargo();
     // Without --all-targets: with it, examples are built as tests, and those that tests run as
     // programs would not be there.
@@ -114,15 +114,31 @@ pub fn build_tests(metadata: &Metadata, packages: &[String]) -> Result<Vec<TestB
         [] => command.arg("--workspace"),
         some => command.args(some.iter().flat_map(|name| ["--package", name])),
     };
+    binaries(command, |message| message.test_binary(metadata))
+}
+
+/// Builds the files of benchmarks; `profile` chooses another profile than cargo's own for them.
+pub fn build_benches(profile: &[&str]) -> Result<Vec<Binary>> {
+    let metadata = Metadata::read()?;
+    let mut command = cargo();
+    command.args(["bench", "--package", "podwire-benches", "--benches", "--no-run"]);
+    command.arg("--message-format=json-render-diagnostics").args(profile);
+    binaries(command, |message| message.bench_binary(&metadata))
+}
+
+/// Runs a build, and gives those of its programs that `choose` takes.
+fn binaries(
+    mut command: Command,
+    choose: impl Fn(Message) -> Option<Binary>,
+) -> Result<Vec<Binary>> {
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
     let mut binaries = Vec::new();
     for line in child.stdout.take().map(BufReader::new).into_iter().flat_map(BufRead::lines) {
-        let message: Message = serde_json::from_str(&line?)?;
-        binaries.extend(message.test_binary(metadata));
+        binaries.extend(choose(serde_json::from_str(&line?)?));
     }
     let status = child.wait()?;
     if !status.success() {
-        return Err(format!("building the tests ended with {status}").into());
+        return Err(format!("the build ended with {status}").into());
     }
     binaries.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(binaries)
@@ -156,7 +172,7 @@ struct Profile {
 }
 
 impl Message {
-    fn test_binary(self, metadata: &Metadata) -> Option<TestBinary> {
+    fn test_binary(self, metadata: &Metadata) -> Option<Binary> {
         let target = self.target?;
         if self.reason != "compiler-artifact" || !self.profile?.test {
             return None;
@@ -168,8 +184,22 @@ impl Message {
             true => package.name.clone(),
             false => format!("{}::{}", package.name, target.name),
         };
-        Some(TestBinary {
+        Some(Binary {
             name,
+            folder: package.manifest_path.parent()?.to_owned(),
+            path: self.executable?,
+        })
+    }
+
+    fn bench_binary(self, metadata: &Metadata) -> Option<Binary> {
+        let target = self.target?;
+        if self.reason != "compiler-artifact" || target.kind != ["bench"] {
+            return None;
+        }
+        let id = self.package_id?;
+        let package = metadata.packages.iter().find(|package| package.id == id)?;
+        Some(Binary {
+            name: target.name,
             folder: package.manifest_path.parent()?.to_owned(),
             path: self.executable?,
         })

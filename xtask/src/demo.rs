@@ -2,10 +2,10 @@
 
 use std::{
     ffi::OsStr,
-    io::{self, IsTerminal},
+    io,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
-    process::{Command, ExitCode, Stdio},
+    process::{ExitCode, Stdio},
     time::{Duration, Instant},
 };
 
@@ -17,8 +17,8 @@ use podwire_lab::{
 use serde_json::{Value, json};
 
 use crate::{
-    Result, cargo, own_program,
-    privilege::Privilege,
+    Result, cargo,
+    privilege::own_program_as_root,
     report::{bad, good, heading, note, seconds},
 };
 
@@ -58,19 +58,7 @@ pub fn build_and_run(options: &Options) -> Result<ExitCode> {
     let programs = cargo::build_programs()?;
     good(&programs.display().to_string());
 
-    let mut command = match Privilege::find() {
-        Privilege::Root => Command::new(own_program()?),
-        privilege => {
-            let mut sudo = Command::new("sudo");
-            // A person may be asked for a password, a pipe may not.
-            if privilege == Privilege::Sudo || !io::stdin().is_terminal() {
-                sudo.arg("-n");
-            }
-            note("the run needs root: network namespaces and eBPF; sudo is asked for it");
-            sudo.arg("--").arg(own_program()?);
-            sudo
-        }
-    };
+    let mut command = own_program_as_root()?;
     command.arg("demo-run").arg("--programs").arg(programs);
     command.arg("--pods").arg(options.pods.to_string());
     if options.keep {

@@ -81,6 +81,12 @@ const UNITS: &[Unit] = &[
         also: &["crates/abi"],
     },
     Unit {
+        folder: "benches/kernel",
+        binary: "bench",
+        object: "benches/objects/bench.o",
+        also: &[],
+    },
+    Unit {
         folder: "crates/bpf/tests/kernel",
         binary: "fixture",
         object: "crates/bpf/tests/objects/fixture.o",

@@ -4,13 +4,19 @@
 #![expect(clippy::print_stdout, reason = "it is a program that talks to people")]
 #![expect(unreachable_pub, reason = "in a program, what modules share is private all the same")]
 
+mod bench;
 mod cargo;
+mod compare;
 mod demo;
 mod ebpf;
+mod fuzz;
 mod libtest;
+mod machine;
 mod needs;
+mod plot;
 mod privilege;
 mod report;
+mod soak;
 mod test;
 
 use std::{error::Error, path::PathBuf, process::ExitCode};
@@ -31,13 +37,24 @@ struct Cli {
 enum Task {
     /// Show a node at work: agent, pods, traffic, and nothing left afterwards
     Demo(demo::Options),
+    /// Run the benchmarks, and report in nanoseconds and in lookups
+    Bench(bench::Options),
+    /// Do the same work with podwire and with its peers, and compare
+    Compare(compare::Options),
     /// Check everything: formatting, lints, docs, tests with and without root, objects, packages
     Test(test::Options),
     /// Build the kernel programs, or check the committed ones
     Ebpf(EbpfOptions),
+    /// Run the fuzz targets
+    Fuzz(fuzz::Options),
+    /// Run what is too long for every day
+    Soak(soak::Options),
     /// The part of the demo that needs root
     #[command(hide = true)]
     DemoRun(demo::RunOptions),
+    /// The part of the comparison that needs root
+    #[command(hide = true)]
+    CompareRun(compare::RunOptions),
     /// Runs a program as another user
     #[command(hide = true)]
     As(privilege::AsOptions),
@@ -65,9 +82,14 @@ enum Check {
 fn main() -> ExitCode {
     let outcome = match Cli::parse().task {
         Task::Demo(options) => demo::build_and_run(&options),
+        Task::Bench(options) => bench::run(&options),
+        Task::Compare(options) => compare::build_and_run(&options),
         Task::Test(options) => test::run(&options),
         Task::Ebpf(options) => run_ebpf(&options),
+        Task::Fuzz(options) => fuzz::run(&options),
+        Task::Soak(options) => soak::run(&options),
         Task::DemoRun(options) => demo::run(&options),
+        Task::CompareRun(options) => compare::run(&options),
         Task::As(options) => privilege::run_as(&options),
         Task::Inventory => inventory(),
         Task::Probe => probe(),

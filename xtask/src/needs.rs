@@ -15,11 +15,12 @@ use crate::{
 };
 
 /// Debian packages, and a file that shows that each is there.
-const PACKAGES: [(&str, &str); 11] = [
+const PACKAGES: [(&str, &str); 12] = [
     ("bpftool", "bpftool"),
     ("busybox-static", "busybox"),
     ("cargo-web", "/usr/bin/cargo"),
     ("containernetworking-plugins", "/usr/lib/cni/ptp"),
+    ("g++", "g++"),
     ("iperf3", "iperf3"),
     ("iptables", "iptables"),
     ("nftables", "nft"),
@@ -31,6 +32,12 @@ const PACKAGES: [(&str, &str); 11] = [
 
 const BPF_LINKER: &str = "bpf-linker";
 const BPF_LINKER_VERSION: &str = "0.13.0";
+
+const CARGO_FUZZ: &str = "cargo-fuzz";
+const CARGO_FUZZ_VERSION: &str = "0.13.2";
+
+/// What the fuzz targets need: libFuzzer is C++.
+pub const FUZZ: [&str; 2] = [CARGO_FUZZ, "g++"];
 
 /// What `cargo xtask ebpf --check` needs.
 pub const EBPF: [&str; 4] = ["cargo-web", "rust-web-src", "rustc-web", BPF_LINKER];
@@ -46,7 +53,7 @@ pub struct Need {
 
 /// All names that `--allow-missing` takes.
 pub fn names() -> Vec<&'static str> {
-    let others = ["root", "lab", "rustfmt", "clippy", BPF_LINKER];
+    let others = ["root", "lab", "rustfmt", "clippy", BPF_LINKER, CARGO_FUZZ];
     others.into_iter().chain(PACKAGES.iter().map(|(name, _)| *name)).collect()
 }
 
@@ -70,10 +77,12 @@ pub fn missing(privilege: Privilege) -> Result<BTreeSet<Need>> {
             missing.insert(Need { name: "lab", remedy });
         }
     }
-    for (name, _) in PACKAGES.into_iter().filter(|(name, file)| !is_installed(name, file)) {
-        missing.insert(Need { name, remedy: format!("apt-get install {name} (Debian 12)") });
+    missing.extend(missing_packages());
+    if !has(CARGO_FUZZ, CARGO_FUZZ_VERSION) {
+        let remedy = format!("cargo install {CARGO_FUZZ} --version {CARGO_FUZZ_VERSION} --locked");
+        missing.insert(Need { name: CARGO_FUZZ, remedy });
     }
-    if !has_bpf_linker() {
+    if !has(BPF_LINKER, BPF_LINKER_VERSION) {
         let remedy = format!(
             "cargo install {BPF_LINKER} --version {BPF_LINKER_VERSION} --no-default-features \
              --features llvm-22, with LLVM_PREFIX naming a folder whose lib/libLLVM.so is LLVM 22"
@@ -81,6 +90,25 @@ pub fn missing(privilege: Privilege) -> Result<BTreeSet<Need>> {
         missing.insert(Need { name: BPF_LINKER, remedy });
     }
     Ok(missing)
+}
+
+/// The Debian packages that are missing.
+fn missing_packages() -> impl Iterator<Item = Need> {
+    let missing = PACKAGES.into_iter().filter(|(name, file)| !is_installed(name, file));
+    missing.map(|(name, _)| Need { name, remedy: format!("apt-get install {name} (Debian 12)") })
+}
+
+/// Fails when one of these packages is missing, and says how to come by all that are.
+pub fn require(packages: &[&str]) -> Result<()> {
+    let missing: BTreeSet<_> =
+        missing_packages().filter(|need| packages.contains(&need.name)).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    print(&missing, &[]);
+    let names: Vec<_> = missing.iter().map(|need| need.name).collect();
+    let names = names.join(", ");
+    Err(format!("needs {names}: `cargo xtask test --install` installs what is missing").into())
 }
 
 /// Installs what can be installed.
@@ -107,6 +135,13 @@ pub fn install(missing: &BTreeSet<Need>, privilege: Privilege) -> Result<()> {
     if missing.iter().any(|need| is(&need, BPF_LINKER)) {
         heading("installing bpf-linker");
         install_bpf_linker()?;
+    }
+    if missing.iter().any(|need| is(&need, CARGO_FUZZ)) {
+        heading("installing cargo-fuzz");
+        let mut command = cargo::cargo();
+        command.env_remove("CARGO_TARGET_DIR");
+        command.args(["install", CARGO_FUZZ, "--version", CARGO_FUZZ_VERSION, "--locked"]);
+        run(&mut command)?;
     }
     Ok(())
 }
@@ -142,11 +177,11 @@ fn llvm_library() -> Option<PathBuf> {
     })
 }
 
-fn has_bpf_linker() -> bool {
-    let output = Command::new(BPF_LINKER).arg("--version").env("PATH", search_path()).output();
+fn has(program: &str, version: &str) -> bool {
+    let output = Command::new(program).arg("--version").env("PATH", search_path()).output();
     output.is_ok_and(|output| {
         let text = String::from_utf8_lossy(&output.stdout);
-        text.trim().ends_with(BPF_LINKER_VERSION)
+        text.trim().ends_with(version)
     })
 }
 

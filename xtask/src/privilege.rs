@@ -3,7 +3,7 @@
 use std::{
     ffi::OsString,
     fs,
-    io::ErrorKind,
+    io::{self, ErrorKind, IsTerminal},
     os::unix::{
         fs::PermissionsExt,
         process::{CommandExt, ExitStatusExt},
@@ -22,7 +22,7 @@ use nix::{
     unistd::geteuid,
 };
 
-use crate::{Result, own_program};
+use crate::{Result, own_program, report::note};
 
 /// The user without any privilege.
 pub const NOBODY: u32 = 65534;
@@ -80,6 +80,22 @@ impl Privilege {
         command.arg("--").arg(program);
         Ok(command)
     }
+}
+
+/// A command that runs this program as root. Where sudo needs a password, a person is asked for it.
+pub fn own_program_as_root() -> Result<Command> {
+    let privilege = Privilege::find();
+    if privilege == Privilege::Root {
+        return Ok(Command::new(own_program()?));
+    }
+    let mut sudo = Command::new("sudo");
+    // A person may be asked for a password, a pipe may not.
+    if privilege == Privilege::Sudo || !io::stdin().is_terminal() {
+        sudo.arg("-n");
+    }
+    note("the run needs root: network namespaces and eBPF; sudo is asked for it");
+    sudo.arg("--").arg(own_program()?);
+    Ok(sudo)
 }
 
 /// Circumstances of a program that runs as another user.

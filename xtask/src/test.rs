@@ -14,9 +14,9 @@ use clap::{Args, builder::PossibleValuesParser};
 use podwire_lab::{ALLOW_MISSING_VARIABLE, BIN_DIR_VARIABLE, SKIPS_VARIABLE};
 
 use crate::{
-    Result, cargo,
-    cargo::{Metadata, PROFILE, PROGRAMS, TestBinary},
-    ebpf,
+    Result, bench, cargo,
+    cargo::{Binary, Metadata, PROFILE, PROGRAMS},
+    compare, ebpf, fuzz,
     libtest::{self, Outcome},
     needs::{self, Need},
     own_program,
@@ -27,12 +27,15 @@ use crate::{
 /// A test program that runs longer hangs.
 const LIMIT: Duration = Duration::from_secs(600);
 
+/// How often each fuzz target runs.
+const SMOKE_RUNS: u64 = 5_000;
+
 /// Largest release binaries, in bytes.
 const SIZES: [(&str, u64); 3] =
     [("podwired", 8_000_000), ("podwire", 8_000_000), ("podwire-cni", 2_000_000)];
 
 /// Crates of the kernel's side: workspaces of their own.
-const EBPF_CRATES: [&str; 2] = ["crates/ebpf", "crates/bpf/tests/kernel"];
+const EBPF_CRATES: [&str; 3] = ["benches/kernel", "crates/bpf/tests/kernel", "crates/ebpf"];
 
 #[derive(Debug, Args)]
 pub struct Options {
@@ -75,11 +78,14 @@ pub fn run(options: &Options) -> Result<ExitCode> {
             }
             if all {
                 stages.push(sizes(&runner.programs));
+                stages.push(benchmarks(privilege, &missing));
+                stages.push(comparison(&runner.programs, &missing));
                 stages.push(doc_tests()?);
                 stages.push(lints(&missing));
                 stages.push(documentation());
                 stages.push(objects(&missing));
                 stages.push(packages(&metadata));
+                stages.push(fuzz_smoke(privilege, &missing));
             }
         }
         Err((stage, error)) => {
@@ -112,7 +118,7 @@ fn formatting(missing: &BTreeSet<&str>) -> Stage {
         return stage.end();
     }
     check(&mut stage, "the workspace", cargo::run(["fmt", "--all", "--check"]));
-    for folder in EBPF_CRATES {
+    for folder in EBPF_CRATES.into_iter().chain(["fuzz"]) {
         let manifest = cargo::workspace_root().join(folder).join("Cargo.toml");
         let mut command = cargo::cargo();
         command.args(["fmt", "--check", "--manifest-path"]).arg(manifest);
@@ -121,7 +127,7 @@ fn formatting(missing: &BTreeSet<&str>) -> Stage {
     stage.end()
 }
 
-type Built = (Stage, Metadata, Vec<TestBinary>, PathBuf);
+type Built = (Stage, Metadata, Vec<Binary>, PathBuf);
 
 fn build(packages: &[String]) -> std::result::Result<Built, (Stage, Box<dyn std::error::Error>)> {
     let mut stage = Stage::begin("build");
@@ -175,7 +181,7 @@ impl<'a> Runner<'a> {
         Ok(Self { options, privilege, reachable, variables, skips, programs, _folder: folder })
     }
 
-    fn as_nobody(&self, tests: &[TestBinary]) -> Result<Stage> {
+    fn as_nobody(&self, tests: &[Binary]) -> Result<Stage> {
         let mut stage = Stage::begin("tests as uid 65534, no capabilities");
         stage.counted_elsewhere = true;
         for test in tests {
@@ -185,7 +191,7 @@ impl<'a> Runner<'a> {
         Ok(stage.end())
     }
 
-    fn as_root(&self, tests: &[TestBinary]) -> Result<Stage> {
+    fn as_root(&self, tests: &[Binary]) -> Result<Stage> {
         let mut stage = Stage::begin("tests as root, all");
         let (before, modules_before) = (self.inventory()?, modules()?);
         for test in tests {
@@ -209,7 +215,7 @@ impl<'a> Runner<'a> {
     }
 
     /// Where nobody can become root: as the caller, and root's tests are skipped.
-    fn without_root(&self, tests: &[TestBinary]) -> Result<Stage> {
+    fn without_root(&self, tests: &[Binary]) -> Result<Stage> {
         let mut stage = Stage::begin("tests as the caller");
         for test in tests {
             let mut command = Command::new(&test.path);
@@ -222,7 +228,7 @@ impl<'a> Runner<'a> {
         Ok(stage.end())
     }
 
-    fn command(&self, user: u32, test: &TestBinary) -> Result<Command> {
+    fn command(&self, user: u32, test: &Binary) -> Result<Command> {
         let mut variables = self.variables.clone();
         variables.push(("CARGO_MANIFEST_DIR", test.folder.clone().into()));
         let run = Run {
@@ -236,7 +242,7 @@ impl<'a> Runner<'a> {
         Ok(command)
     }
 
-    fn run(&self, stage: &mut Stage, test: &TestBinary, command: Command) -> Result<()> {
+    fn run(&self, stage: &mut Stage, test: &Binary, command: Command) -> Result<()> {
         let start = Instant::now();
         let Outcome { passed, failed, ignored, without_reason, output } = libtest::run(command)?;
         let skips = fs::read_to_string(&self.skips)?;
@@ -302,6 +308,38 @@ fn sizes(programs: &Path) -> Stage {
     stage.end()
 }
 
+/// Every benchmark once: what it measures goes right. Its figure is not looked at.
+fn benchmarks(privilege: Privilege, missing: &BTreeSet<&str>) -> Stage {
+    let mut stage = Stage::begin("benchmarks, each once");
+    if ["root", "lab"].iter().any(|name| missing.contains(name)) {
+        stage.skipped += 1;
+        return stage.end();
+    }
+    match cargo::build_benches(&PROFILE) {
+        Ok(binaries) => {
+            for binary in binaries {
+                let outcome = bench::smoke(privilege, &binary);
+                check(&mut stage, &format!("benches/{}", binary.name), outcome);
+            }
+        }
+        Err(error) => check(&mut stage, "the benchmarks build", Err(error)),
+    }
+    stage.end()
+}
+
+/// A run of `cargo xtask compare` that is too short to say anything but that it works.
+fn comparison(programs: &Path, missing: &BTreeSet<&str>) -> Stage {
+    let mut stage = Stage::begin("comparison");
+    if ["root", "lab"].iter().chain(&compare::NEEDS).any(|name| missing.contains(name)) {
+        stage.skipped += 1;
+        return stage.end();
+    }
+    let folder = tempfile::tempdir().map_err(Into::into);
+    let outcome = folder.and_then(|folder| compare::smoke(programs, folder.path()));
+    check(&mut stage, "every work is done and reported", outcome);
+    stage.end()
+}
+
 fn doc_tests() -> Result<Stage> {
     let mut stage = Stage::begin("doc tests");
     let mut command = cargo::cargo();
@@ -329,6 +367,19 @@ fn lints(missing: &BTreeSet<&str>) -> Stage {
     command.args(["clippy", "--workspace", "--all-targets", "--all-features"]).args(PROFILE);
     command.args(["--", "-D", "warnings"]);
     check(&mut stage, "no warning of rustc and clippy", cargo::finish(command));
+    if needs::FUZZ.iter().any(|name| missing.contains(name)) {
+        stage.skipped += 1;
+        return stage.end();
+    }
+    let mut command = cargo::cargo();
+    // As cargo-fuzz builds them: with the private parsers within reach.
+    command.env("RUSTFLAGS", "--cfg fuzzing").args([
+        "clippy",
+        "--manifest-path",
+        "fuzz/Cargo.toml",
+    ]);
+    command.args(["--target-dir", "target/fuzz/clippy", "--", "-D", "warnings"]);
+    check(&mut stage, "none in the fuzz targets", cargo::finish(command));
     stage.end()
 }
 
@@ -349,6 +400,36 @@ fn objects(missing: &BTreeSet<&str>) -> Stage {
     }
     let outcome = ebpf::run(&cargo::workspace_root(), ebpf::Mode::Check).map_err(Into::into);
     check(&mut stage, "the committed objects are what their sources build", outcome);
+    stage.end()
+}
+
+/// Each target over its seeds and a few thousand inputs made from them.
+fn fuzz_smoke(privilege: Privilege, missing: &BTreeSet<&str>) -> Stage {
+    let mut stage = Stage::begin("fuzz targets");
+    if needs::FUZZ.iter().any(|name| missing.contains(name)) {
+        stage.skipped += 1;
+        return stage.end();
+    }
+    let built = fuzz::targets_of(None).and_then(|t| Ok((t, fuzz::build(fuzz::Sanitizer::None)?)));
+    let (targets, programs) = match built {
+        Ok(built) => built,
+        Err(error) => {
+            stage.check(Err(report::chain(error.as_ref())), "the targets build");
+            return stage.end();
+        }
+    };
+    for target in targets {
+        if fuzz::needs_root(&target) && privilege == Privilege::None {
+            stage.skipped += 1;
+            continue;
+        }
+        let outcome = fuzz::run_one(&target, &programs, fuzz::Limit::Runs(SMOKE_RUNS));
+        let outcome = outcome.and_then(|outcome| match outcome.findings.len() {
+            0 => Ok(()),
+            number => Err(format!("{number} findings").into()),
+        });
+        check(&mut stage, &target, outcome);
+    }
     stage.end()
 }
 
