@@ -8,11 +8,12 @@ use std::{
     ffi::OsString,
     io::{BufRead, BufReader},
     path::{Path, PathBuf},
-    process::{ChildStdout, ExitCode, Stdio},
+    process::{ChildStderr, ChildStdout, Command, ExitCode, Stdio},
+    thread,
     time::{Duration, Instant, SystemTime},
 };
 
-use anstream::println;
+use anstream::{eprintln, println};
 use clap::Args;
 use serde_json::Value;
 
@@ -64,17 +65,16 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         privilege,
         home: target.join("criterion"),
         // File systems keep time coarser than the clock.
-        since: SystemTime::now() - Duration::from_secs(1),
+        since: SystemTime::now() - Duration::from_millis(20),
         seen: BTreeMap::new(),
         sizes: serde_json::Map::new(),
     };
     let failed = session.run_all(options, &binaries)?;
     let results: Vec<_> = session.seen.into_values().collect();
-    if failed.is_empty() && results.iter().all(|one| one.name == UNIT) {
+    let asked_for = |name: &str| options.filter.as_deref().is_none_or(|text| name.contains(text));
+    if failed.is_empty() && !asked_for(UNIT) && results.iter().all(|one| one.name == UNIT) {
         let filter = options.filter.as_deref().unwrap_or_default();
-        if !regex_is_for_unit(filter) {
-            return Err(format!("no benchmark has a name like {filter:?}").into());
-        }
+        return Err(format!("no benchmark has a name like {filter:?}").into());
     }
     let report = Report { machine, results, maps: session.sizes, failed };
     report.print();
@@ -103,11 +103,7 @@ pub fn smoke(privilege: Privilege, binary: &Binary) -> Result<()> {
     Err(format!("{} ended with {}:\n{}", binary.name, output.status, last.join("\n")).into())
 }
 
-fn regex_is_for_unit(filter: &str) -> bool {
-    !filter.is_empty() && UNIT.contains(filter)
-}
-
-fn command(privilege: Privilege, binary: &Binary, home: &Path) -> Result<std::process::Command> {
+fn command(privilege: Privilege, binary: &Binary, home: &Path) -> Result<Command> {
     let variables = [("CRITERION_HOME", OsString::from(home)), ("RUST_BACKTRACE", "0".into())];
     let run = Run { folder: &binary.folder, reachable: &[], variables: &variables, limit: LIMIT };
     let mut command = privilege.command_as(0, &binary.path, &run)?;
@@ -133,8 +129,10 @@ impl Session {
         let mut failed = Vec::new();
         for binary in binaries {
             heading(&format!("measure: {}", binary.name));
-            let filter = options.filter.as_deref().filter(|_| binary.name != UNIT_BINARY);
-            failed.extend(self.measure(binary, filter, options.quick)?);
+            // The unit is always measured, and always well.
+            let is_unit = binary.name == UNIT_BINARY;
+            let filter = options.filter.as_deref().filter(|_| !is_unit);
+            failed.extend(self.measure(binary, filter, options.quick && !is_unit)?);
         }
         self.give_back()?;
         Ok(failed)
@@ -153,33 +151,32 @@ impl Session {
         }
         // A filter that begins with a dash is one all the same.
         command.args(filter.iter().flat_map(|filter| ["--", filter]));
-        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
-        let last = child.stdout.take().map(|stdout| self.follow(stdout)).transpose()?;
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn()?;
+        let progress = child.stderr.take().map(|stderr| thread::spawn(|| last_begun(stderr)));
+        child.stdout.take().map(|stdout| self.follow(stdout)).transpose()?;
         let status = child.wait()?;
+        let last = progress.and_then(|thread| thread.join().ok()).flatten();
         self.collect()?;
         if status.success() {
             return Ok(None);
         }
-        let name = last.flatten().unwrap_or_else(|| binary.name.clone());
+        let name = last.unwrap_or_else(|| binary.name.clone());
         bad(&format!("{name}: {} ended with {status}", binary.name));
         Ok(Some(name))
     }
 
-    /// Shows each figure as it comes; gives the name of the benchmark that was begun last.
-    fn follow(&mut self, stdout: ChildStdout) -> Result<Option<String>> {
-        let mut begun = None;
+    /// Shows each figure as it comes.
+    fn follow(&mut self, stdout: ChildStdout) -> Result<()> {
         for line in BufReader::new(stdout).lines() {
             let line = line?;
             if let Some(sizes) = line.strip_prefix("sizes ") {
                 self.sizes.extend(serde_json::from_str::<serde_json::Map<_, _>>(sizes)?);
-            } else if let Some(rest) = line.strip_prefix("Benchmarking ") {
-                let name = rest.split(": ").next().unwrap_or(rest);
-                begun = Some(name.to_owned());
             } else if line.contains("time:   [") {
                 self.collect()?;
             }
         }
-        Ok(begun)
+        Ok(())
     }
 
     /// Takes in what criterion has written since the last time, and shows it.
@@ -212,4 +209,16 @@ impl Session {
         let status = command.args(["chown", "-R", &owner]).arg(&self.home).status()?;
         if status.success() { Ok(()) } else { Err(format!("chown ended with {status}").into()) }
     }
+}
+
+/// Passes on what a file of benchmarks complains of; gives the name of the benchmark that it began last.
+fn last_begun(stderr: ChildStderr) -> Option<String> {
+    let mut last = None;
+    for line in BufReader::new(stderr).lines().map_while(std::result::Result::ok) {
+        match line.strip_prefix("Benchmarking ") {
+            Some(rest) => last = rest.split(": ").next().map(str::to_owned),
+            None => eprintln!("{line}"),
+        }
+    }
+    last
 }
