@@ -49,6 +49,8 @@ pub enum State {
     Egress,
     /// The host stack carries the flow's other direction.
     FlowOfStack,
+    /// The host stack carries another flow that the sender has.
+    OtherFlowOfStack,
 }
 
 /// Where a frame is sent or received.
@@ -95,6 +97,11 @@ pub fn cases(node: &Node) -> Vec<Case> {
             state: State::Egress,
             fate: Reason::DeliveredToEgress,
             ..forward
+        });
+        cases.push(Case {
+            name: family.name("pod_to_pod/forward_beside_stack_flow"),
+            state: State::OtherFlowOfStack,
+            ..Case::forwarded(node, family, "", to_b.clone())
         });
         let outside = tcp(a.to_gateway(), family.port(a, 40000), (family.outside(), 80));
         cases.push(Case::to_stack(node, family, "pod_to_host/route", outside, Reason::ToStack));

@@ -18,7 +18,7 @@ use podwire_lab::{
 };
 use podwire_netlink::{AdminState, Birth, IfName, LinkChange, LinkId, Netlink, NewLink};
 
-use super::case::{Case, Place, State};
+use super::case::{Case, Place, State, tcp};
 use crate::{
     error::{Error, Result},
     lookup::OBJECT,
@@ -311,13 +311,8 @@ impl Node {
                 ipcache.insert(&key, &IpcacheEntry { generation: 0, ..entry })?;
             }
             State::Egress => self.datapath.set_delivery(self.b.ifindex, Delivery::Egress)?,
-            State::FlowOfStack => {
-                // A packet from b to a that comes out of the stack.
-                let link = Link { from: HOST_MAC, to: HOST_MAC };
-                let packet =
-                    super::case::tcp(link, (self.b.v4.into(), 80), (self.a.v4.into(), 40000));
-                self.judge_once(Hook::FromHost, self.setup.net_ifindex, &packet)?;
-            }
+            State::FlowOfStack => self.to_a_through_stack(80)?,
+            State::OtherFlowOfStack => self.to_a_through_stack(81)?,
         }
         Ok(())
     }
@@ -332,11 +327,22 @@ impl Node {
                 ipcache.insert(&IpAddr::from(self.b.v4).into(), &v6)?;
             }
             State::Egress => self.datapath.set_delivery(self.b.ifindex, Delivery::Peer)?,
-            State::FlowOfStack => {
+            State::FlowOfStack | State::OtherFlowOfStack => {
                 open::<LruHashMap<FlowKey, FlowEntry>>(map::FLOWS)?.drain()?;
+                let senders = open::<Array<u32>>(map::FLOW_SENDERS)?;
+                for slot in 0..senders.len() {
+                    senders.set(slot, &0)?;
+                }
             }
         }
         Ok(())
+    }
+
+    /// A packet from this port of pod b to pod a comes out of the stack.
+    fn to_a_through_stack(&self, port: u16) -> Result<()> {
+        let link = Link { from: HOST_MAC, to: HOST_MAC };
+        let packet = tcp(link, (self.b.v4.into(), port), (self.a.v4.into(), 40000));
+        self.judge_once(Hook::FromHost, self.setup.net_ifindex, &packet)
     }
 
     fn judge_once(&self, hook: Hook, ifindex: u32, frame: &[u8]) -> Result<()> {

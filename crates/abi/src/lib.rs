@@ -58,12 +58,16 @@ pub mod map {
     pub const IPCACHE: &str = "IPCACHE";
     /// [`FlowKey`](crate::FlowKey) to [`FlowEntry`](crate::FlowEntry), LRU hash.
     pub const FLOWS: &str = "FLOWS";
+    /// `u32` slot number to `u32`, array: not 0 once [`FLOWS`] has held a flow that the slot's endpoint
+    /// sends.
+    pub const FLOW_SENDERS: &str = "FLOW_SENDERS";
     /// [`FragmentKey`](crate::FragmentKey) to [`FragmentPorts`](crate::FragmentPorts), LRU hash.
     pub const FRAGMENTS: &str = "FRAGMENTS";
     /// [`metric_index`](crate::metric_index) to [`Counter`](crate::Counter), per-CPU array.
     pub const METRICS: &str = "METRICS";
     /// Every map, in the order above.
-    pub const ALL: [&str; 7] = [CONFIG, SLOTS, LINKS, IPCACHE, FLOWS, FRAGMENTS, METRICS];
+    pub const ALL: [&str; 8] =
+        [CONFIG, SLOTS, LINKS, IPCACHE, FLOWS, FLOW_SENDERS, FRAGMENTS, METRICS];
 }
 
 /// Name of the programs' variable, set before loading, that says which low bits of a link's number

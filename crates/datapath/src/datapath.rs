@@ -114,6 +114,7 @@ impl Datapath {
         let maps = maps_folder(&options.bpffs);
         let object = Loader::new(OBJECT)
             .max_entries(map::SLOTS, options.slots)
+            .max_entries(map::FLOW_SENDERS, options.slots)
             .max_entries(map::LINKS, options.slots)
             .max_entries(map::IPCACHE, options.slots.saturating_mul(2).saturating_add(16))
             .max_entries(map::FLOWS, options.flows)
@@ -126,8 +127,10 @@ impl Datapath {
             links: object.map(map::LINKS)?,
             ipcache: object.map(map::IPCACHE)?,
             flows: object.map(map::FLOWS)?,
+            flow_senders: object.map(map::FLOW_SENDERS)?,
             metrics: object.map(map::METRICS)?,
         };
+        tables.note_flow_senders()?;
         let free = FreeSlots::of(&tables.slots.values()?);
         let mode = options.attach.resolve()?;
         let bpffs = options.bpffs.clone();
@@ -298,6 +301,9 @@ impl Datapath {
         };
         let unbelieved = Slot { generation: empty_generation(last.generation), ..slot };
         self.tables.slots.set(number, &unbelieved)?;
+        if last.ifindex != endpoint.ifindex {
+            self.tables.flow_senders.set(number, &0)?;
+        }
         self.tables.slots.set(number, &slot)?;
         self.tables.links.insert(&endpoint.ifindex, &number)?;
         for &address in &endpoint.addresses {

@@ -24,6 +24,7 @@ pub struct Tables {
     pub(crate) links: HashMap<u32, u32>,
     pub(crate) ipcache: HashMap<Address, IpcacheEntry>,
     pub(crate) flows: LruHashMap<FlowKey, FlowEntry>,
+    pub(crate) flow_senders: Array<u32>,
     pub(crate) metrics: PerCpuArray<Counter>,
 }
 
@@ -106,6 +107,7 @@ impl Tables {
             links: HashMap::open(folder.join(map::LINKS))?,
             ipcache: HashMap::open(folder.join(map::IPCACHE))?,
             flows: LruHashMap::open(folder.join(map::FLOWS))?,
+            flow_senders: Array::open(folder.join(map::FLOW_SENDERS))?,
             metrics: PerCpuArray::open(folder.join(map::METRICS))?,
         })
     }
@@ -128,6 +130,7 @@ impl Tables {
             self.links.as_map(),
             self.ipcache.as_map(),
             self.flows.as_map(),
+            self.flow_senders.as_map(),
             self.metrics.as_map(),
         ];
         let mut sum = 0;
@@ -165,6 +168,17 @@ impl Tables {
             .collect();
         rows.sort_by_key(|row| row.address);
         Ok(rows)
+    }
+
+    /// Notes who sends the flows that the table holds: programs of an earlier version did not.
+    pub(crate) fn note_flow_senders(&self) -> Result<()> {
+        for (key, _) in self.flows.entries()? {
+            let Some(entry) = self.ipcache.get(&key.source)? else { continue };
+            if entry.slot < self.slot_count() {
+                self.flow_senders.set(entry.slot, &1)?;
+            }
+        }
+        Ok(())
     }
 
     /// The flows that the host stack carries, in order.

@@ -5,8 +5,13 @@
 mod node;
 
 use node::{Node, on_node};
-use podwire_bpf::{Direction, IfIndex, Removal, tcx_programs};
-use podwire_datapath::{Attach, AttachMode, Attached, Datapath, Options, is_own_filter};
+use podwire_bpf::{Array, Direction, IfIndex, Removal, tcx_programs};
+use podwire_datapath::{
+    Attach, AttachMode, Attached, Datapath, Options,
+    abi::{Reason, map},
+    is_own_filter,
+};
+use podwire_lab::probe::frame::Link;
 use podwire_netlink::{IfName, Netlink, tc};
 
 const BPFFS: &str = "/sys/fs/bpf/podwire";
@@ -122,6 +127,40 @@ fn endpoints_leave_no_rows_and_slots_change_generation() {
         datapath.remove_endpoint("pwa", node.a.ifindex).unwrap();
         assert_eq!(node.add("pwa", &node.a), first);
         assert_ne!(datapath.tables().endpoints().unwrap()[0].generation, generation);
+    });
+}
+
+#[test]
+#[ignore = "needs root: loads programs in a namespace of its own"]
+fn who_sends_flows_of_the_stack_is_noted_and_forgotten_with_the_endpoint() {
+    on_node(|node| {
+        let (a, b) = (node.a, node.b);
+        let stack = Link { from: node::HOST_MAC, to: node::HOST_MAC };
+        let folder = "/sys/fs/bpf/podwire/maps";
+        let senders = Array::<u32>::open(format!("{folder}/{}", map::FLOW_SENDERS)).unwrap();
+        let noted = || senders.values().unwrap().into_iter().filter(|&known| known != 0).count();
+        assert_eq!(noted(), 0);
+        let packet = node::tcp(stack, (a.v4.into(), 40000), (b.v4.into(), 80), node::SYN);
+        assert_eq!(node.stack_sends(&packet).reason, Reason::Delivered);
+        assert_eq!(noted(), 1);
+        let reply = node::tcp(b.to_gateway(), (b.v4.into(), 80), (a.v4.into(), 40000), node::ACK);
+        assert_eq!(node.pod_sends(&b, &reply).reason, Reason::ToStackByFlow);
+
+        // An agent of an earlier version has noted nothing.
+        let place = (0..).zip(senders.values().unwrap()).find(|(_, known)| *known != 0).unwrap().0;
+        senders.set(place, &0).unwrap();
+        assert_eq!(node.pod_sends(&b, &reply).reason, Reason::Delivered);
+        let again = Datapath::open(&Options::new("/sys/fs/bpf/podwire")).unwrap();
+        assert_eq!(noted(), 1);
+        drop(again);
+        assert_eq!(node.pod_sends(&b, &reply).reason, Reason::ToStackByFlow);
+
+        // A change of the endpoint keeps it, another endpoint does not take it over.
+        node.add("pwb", &b);
+        assert_eq!(noted(), 1);
+        node.datapath.remove_endpoint("pwb", b.ifindex).unwrap();
+        node.add("pwb", &b);
+        assert_eq!(noted(), 0);
     });
 }
 

@@ -10,7 +10,7 @@ use aya_ebpf::{helpers::bpf_jiffies64, programs::TcContext};
 use podwire_abi::{FlowEntry, FlowKey, IpcacheEntry, Protocol};
 
 use crate::{
-    maps::{FLOWS, IPCACHE},
+    maps::{FLOW_SENDERS, FLOWS, IPCACHE},
     packet::{Fragment, Kind, Packet},
 };
 
@@ -36,9 +36,22 @@ pub fn belongs_to_stack(ctx: &TcContext, packet: &Packet) -> bool {
     }
 }
 
-/// Notes that a packet to a pod came out of the stack, if it is another local pod's.
+/// Whether the table may hold a flow that one of these endpoints sends. Most endpoints never have one,
+/// and their packets need not look for it.
 #[inline(always)]
-pub fn came_from_stack(packet: &Packet) {
+pub fn may_be_known(sender: u32, receiver: u32) -> bool {
+    is_flow_sender(sender) || is_flow_sender(receiver)
+}
+
+#[inline(always)]
+fn is_flow_sender(slot: u32) -> bool {
+    FLOW_SENDERS.get(slot).is_some_and(|&known| known != 0)
+}
+
+/// Notes that a packet to a pod came out of the stack, if it is another local pod's. `receiver` is the
+/// slot of the pod, which sends the flow that is noted.
+#[inline(always)]
+pub fn came_from_stack(packet: &Packet, receiver: u32) {
     if packet.kind == Kind::Error || matches!(packet.fragment, Fragment::Later(_)) {
         return;
     }
@@ -46,6 +59,11 @@ pub fn came_from_stack(packet: &Packet) {
     let sender = unsafe { IPCACHE.get(packet.key.source) };
     if !sender.is_some_and(|entry| entry.slot != IpcacheEntry::NO_SLOT) {
         return;
+    }
+    // Before the entry is there, so that no packet misses it.
+    if let Some(known) = FLOW_SENDERS.get_ptr_mut(receiver) {
+        // SAFETY: one aligned word, to which programs write nothing else.
+        unsafe { known.write_volatile(1) };
     }
     let key = packet.key.reversed();
     // SAFETY: a helper call without arguments.

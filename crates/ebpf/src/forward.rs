@@ -20,16 +20,19 @@ use crate::{
 /// `PACKET_HOST` of linux/if_packet.h.
 const PACKET_HOST: u32 = 0;
 
-/// The local endpoint that has `address`; `None` if the address is not a local endpoint's.
+/// Who has `address`, if it is a local endpoint's; [`endpoint`] says whether it still is.
 #[inline(always)]
-pub fn endpoint(address: &Address) -> Result<Option<&'static Slot>, Drop> {
-    // SAFETY: entries are plain numbers, and what they name is checked below.
-    let Some(entry) = (unsafe { IPCACHE.get(address) }) else { return Ok(None) };
-    if entry.slot == IpcacheEntry::NO_SLOT {
-        return Ok(None);
-    }
+pub fn holder(address: &Address) -> Option<&'static IpcacheEntry> {
+    // SAFETY: entries are plain numbers, and what they name is checked by `endpoint`.
+    let entry = unsafe { IPCACHE.get(address) }?;
+    (entry.slot != IpcacheEntry::NO_SLOT).then_some(entry)
+}
+
+/// The local endpoint that has `address`, by its entry.
+#[inline(always)]
+pub fn endpoint(entry: &IpcacheEntry, address: &Address) -> Result<&'static Slot, Drop> {
     match SLOTS.get(entry.slot) {
-        Some(slot) if slot.generation == entry.generation && slot.owns(address) => Ok(Some(slot)),
+        Some(slot) if slot.generation == entry.generation && slot.owns(address) => Ok(slot),
         _ => Err(Drop(Reason::StaleEndpoint)),
     }
 }

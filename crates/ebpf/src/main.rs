@@ -26,7 +26,7 @@ use aya_ebpf::{macros::classifier, programs::TcContext};
 use podwire_abi::{Address, Hook, MARK_DECIDED, NodeConfig, Reason, Slot};
 
 use crate::{
-    packet::{ETH_ARP, ETH_IPV4, ETH_IPV6, Packet},
+    packet::{ETH_ARP, ETH_IPV4, ETH_IPV6, Kind, Packet},
     verdict::{Drop, Outcome, Verdict},
 };
 
@@ -56,7 +56,7 @@ pub fn from_host(ctx: TcContext) -> i32 {
 
 #[inline(always)]
 fn judge_from_container(ctx: &TcContext) -> Outcome {
-    let slot = slot_of_link(ctx)?;
+    let (number, slot) = slot_of_link(ctx)?;
     let config = config()?;
     let frame = packet::ethernet(ctx)?;
     let ethertype = packet::ethertype(ctx, frame)?;
@@ -97,14 +97,20 @@ fn judge_from_container(ctx: &TcContext) -> Outcome {
         return Err(Drop(Reason::LinkLocal));
     }
     let packet = packet.with_ports(ctx)?;
-    if flow::belongs_to_stack(ctx, &packet) {
+    let Some(receiver) = forward::holder(&packet.key.destination) else {
+        // The table holds only flows between local endpoints, but for ICMP errors about one.
+        let by_flow = packet.kind == Kind::Error && flow::belongs_to_stack(ctx, &packet);
+        let reason = if by_flow { Reason::ToStackByFlow } else { Reason::ToStack };
+        return forward::to_stack(ctx, config, reason);
+    };
+    if flow::may_be_known(number, receiver.slot) && flow::belongs_to_stack(ctx, &packet) {
         return forward::to_stack(ctx, config, Reason::ToStackByFlow);
     }
-    match forward::endpoint(&packet.key.destination)? {
-        Some(_) if packet.hops <= 1 => forward::to_stack(ctx, config, Reason::ToStackExpired),
-        Some(slot) => forward::deliver_routed(ctx, &packet, slot),
-        None => forward::to_stack(ctx, config, Reason::ToStack),
+    let receiver = forward::endpoint(receiver, &packet.key.destination)?;
+    if packet.hops <= 1 {
+        return forward::to_stack(ctx, config, Reason::ToStackExpired);
     }
+    forward::deliver_routed(ctx, &packet, receiver)
 }
 
 #[inline(always)]
@@ -113,7 +119,7 @@ fn judge_to_container(ctx: &TcContext) -> Outcome {
     if unsafe { (*ctx.skb.skb).mark } == MARK_DECIDED {
         return Ok(Verdict::next(Reason::Passed));
     }
-    let slot = slot_of_link(ctx)?;
+    let (number, slot) = slot_of_link(ctx)?;
     let packet = match packet::ethertype(ctx, packet::ethernet(ctx)?)? {
         ETH_IPV4 => packet::parse_ipv4(ctx)?,
         ETH_IPV6 => packet::parse_ipv6(ctx)?,
@@ -127,7 +133,7 @@ fn judge_to_container(ctx: &TcContext) -> Outcome {
         return Err(Drop(Reason::UnknownDestination));
     }
     let packet = packet.with_ports(ctx)?;
-    flow::came_from_stack(&packet);
+    flow::came_from_stack(&packet, number);
     Ok(Verdict::next(Reason::Passed))
 }
 
@@ -141,11 +147,11 @@ fn judge_from_host(ctx: &TcContext) -> Outcome {
     if packet.key.destination.is_multicast() {
         return Err(Drop(Reason::Multicast));
     }
-    let Some(slot) = forward::endpoint(&packet.key.destination)? else {
-        return Err(Drop(Reason::UnknownDestination));
-    };
+    let holder =
+        forward::holder(&packet.key.destination).ok_or(Drop(Reason::UnknownDestination))?;
+    let slot = forward::endpoint(holder, &packet.key.destination)?;
     let packet = packet.with_ports(ctx)?;
-    flow::came_from_stack(&packet);
+    flow::came_from_stack(&packet, holder.slot);
     forward::deliver_from_stack(ctx, slot)
 }
 
@@ -155,10 +161,10 @@ fn check_source(packet: &Packet, slot: &Slot) -> Result<(), Drop> {
     if slot.owns(&packet.key.source) { Ok(()) } else { Err(Drop(Reason::SpoofedAddress)) }
 }
 
-/// The endpoint behind the link that the packet is at. Most endpoints have the slot that the low bits
+/// The endpoint behind the link that the packet is at, and the number of its slot. Most endpoints have the slot that the low bits
 /// of their link's number name; where two links would share one, the later is found by its number.
 #[inline(always)]
-fn slot_of_link(ctx: &TcContext) -> Result<&'static Slot, Drop> {
+fn slot_of_link(ctx: &TcContext) -> Result<(u32, &'static Slot), Drop> {
     // SAFETY: the context is valid for the whole run of the program.
     let ifindex = unsafe { (*ctx.skb.skb).ifindex };
     // SAFETY: a static of this program; volatile, since the loader sets it.
@@ -167,13 +173,12 @@ fn slot_of_link(ctx: &TcContext) -> Result<&'static Slot, Drop> {
         && slot.ifindex == ifindex
         && slot.is_taken()
     {
-        return Ok(slot);
+        return Ok((ifindex & mask, slot));
     }
     // SAFETY: entries are plain numbers, replaced whole.
-    let number = unsafe { maps::LINKS.get(ifindex) };
-    let slot = number.and_then(|&number| maps::SLOTS.get(number));
-    match slot {
-        Some(slot) if slot.is_taken() => Ok(slot),
+    let &number = unsafe { maps::LINKS.get(ifindex) }.ok_or(Drop(Reason::UnknownLink))?;
+    match maps::SLOTS.get(number) {
+        Some(slot) if slot.is_taken() => Ok((number, slot)),
         _ => Err(Drop(Reason::UnknownLink)),
     }
 }

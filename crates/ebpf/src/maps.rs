@@ -26,6 +26,9 @@ pub static IPCACHE: HashMap<Address, IpcacheEntry, 65536> = HashMap::new();
 pub static FLOWS: LruHashMap<FlowKey, FlowEntry, 65536> = LruHashMap::new();
 
 #[btf_map]
+pub static FLOW_SENDERS: Array<u32, 4096> = Array::new();
+
+#[btf_map]
 pub static FRAGMENTS: LruHashMap<FragmentKey, FragmentPorts, 8192> = LruHashMap::new();
 
 #[btf_map]

@@ -51,6 +51,7 @@ struct Tables {
     links: HashMap<u32, u32>,
     ipcache: HashMap<Address, IpcacheEntry>,
     flows: LruHashMap<FlowKey, FlowEntry>,
+    flow_senders: Array<u32>,
     fragments: LruHashMap<FragmentKey, FragmentPorts>,
     metrics: PerCpuArray<Counter>,
 }
@@ -73,6 +74,7 @@ impl<'n> Differential<'n> {
             links: open(map::LINKS),
             ipcache: open(map::IPCACHE),
             flows: open(map::FLOWS),
+            flow_senders: open(map::FLOW_SENDERS),
             fragments: open(map::FRAGMENTS),
             metrics: open(map::METRICS),
         };
@@ -151,6 +153,8 @@ impl<'n> Differential<'n> {
                 self.tables.slots.set(*place_b, &empty).unwrap();
             }
             4 => {
+                let known = self.tables.flow_senders.get(*place_a).unwrap();
+                self.tables.flow_senders.set(elsewhere, &known).unwrap();
                 self.tables.slots.set(elsewhere, slot_a).unwrap();
                 self.tables.links.insert(&self.node.a.ifindex, &elsewhere).unwrap();
                 self.tables.slots.set(*place_a, &Slot::default()).unwrap();
