@@ -107,6 +107,15 @@ fn until(what: &str, mut happened: impl FnMut() -> bool) {
     }
 }
 
+/// What stands once the kernel has made the local route of the router's IPv6 address, which it does
+/// in a work queue.
+fn settled(host: &Host) -> Inventory {
+    let local = "route fd000001000000000000000000000001/80 ";
+    let there = || host.inventory().unwrap().iter().any(|thing| thing.starts_with(local));
+    until("the router's address has its local route", there);
+    host.inventory().unwrap()
+}
+
 /// What came since `earlier`. The kernel adds the multicast route of a link at a time of its own,
 /// when it notices the carrier.
 fn came_since(host: &Host, earlier: &Inventory) -> Vec<String> {
@@ -129,7 +138,7 @@ fn a_node_is_set_up_once() {
     assert_eq!(ends[0].alias.as_deref(), Some("podwire:n1:router"));
     assert_eq!(host.run(|| fs::read_to_string("/proc/sys/net/ipv4/ip_forward").unwrap()), "1\n");
     assert_eq!(ask(&host, Client::status).problems, []);
-    let first = host.inventory().unwrap();
+    let first = settled(&host);
 
     agent.stop();
     assert!(host.run(|| !socket_path("/run/podwire".as_ref()).exists()));
@@ -213,7 +222,7 @@ fn there_is_one_agent_at_a_time() {
 fn endpoints_come_and_go() {
     let host = Host::new().unwrap();
     let agent = Running::start(&host, config()).unwrap();
-    let empty = host.inventory().unwrap();
+    let empty = settled(&host);
     let pod = host.add_pod("c1").unwrap();
     let attached = plug(&host, &pod);
     assert_eq!(ask(&host, |agent| agent.endpoint(&id("c1"))), attached.endpoint);
@@ -435,7 +444,7 @@ fn cleanup_leaves_nothing_of_ours_and_all_of_theirs() {
         run_dir: "/run/podwire".into(),
         bpffs: "/sys/fs/bpf/podwire".into(),
     };
-    let before = host.inventory().unwrap();
+    let before = settled(&host);
     let agent = Running::start(&host, config()).unwrap();
     let refused = host.run(|| leftovers(&places)).unwrap_err();
     assert!(refused.is_already_running(), "{refused:?}");
