@@ -1,6 +1,7 @@
 //! Maps from user space, per entry: the kernel's by system calls, and their twins in memory.
 //!
-//! Entries have 16 + 64 bytes. Each pass is checked: as many entries as there are, and their sum.
+//! Entries have 16 + 64 bytes. Each pass is checked: as many entries as there are, and the sum of
+//! all their words.
 
 use std::time::{Duration, Instant};
 
@@ -11,9 +12,6 @@ use podwire_benches::{criterion, flat_group, must};
 use podwire_bpf::{HashMap, PerCpu, PerCpuHashMap, memory, shape::Table};
 
 const ENTRIES: [u32; 3] = [1000, 65_536, 1_000_000];
-
-/// Lookups of one pass.
-const LOOKUPS: u32 = 1000;
 
 type Key = [u64; 2];
 type Value = [u64; 8];
@@ -73,16 +71,16 @@ type Access<M> = (&'static str, fn(&M, u32) -> Pass);
 fn per_cpu(group: &mut BenchmarkGroup<'_, WallTime>, entries: u32) {
     let mut filled = None;
     group.bench_function(BenchmarkId::new("per_cpu_totals", entries), |bencher| {
-        let (map, cpus) = filled.get_or_insert_with(|| {
+        let map = filled.get_or_insert_with(|| {
             let map = must(PerCpuHashMap::<Key, Value>::create("bench", entries));
             let cpus = cpus(&map);
-            let of = |(key, value): (Key, Value)| (key, PerCpu::new(vec![value; cpus]));
-            must(map.insert_batch(&rows(entries).into_iter().map(of).collect::<Vec<_>>()));
-            (map, cpus as u64)
+            must(map.insert_batch(
+                &rows(entries).into_iter().map(|row| spread(row, cpus)).collect::<Vec<_>>(),
+            ));
+            map
         });
-        let share = |(key, total): (Key, Value)| (key, [total[0] / *cpus; 8]);
         bencher.iter_custom(|times| {
-            per_entry(times, || Pass::all(entries, || must(map.totals()).into_iter().map(share)))
+            per_entry(times, || Pass::all(entries, || must(map.totals()).into_iter()))
         });
     });
 }
@@ -98,10 +96,11 @@ impl Pass {
     fn all<I: Iterator<Item = (Key, Value)>>(entries: u32, read: impl FnOnce() -> I) -> Self {
         let start = Instant::now();
         let (count, sum) =
-            read().fold((0, 0_u64), |(count, sum), row| (count + 1, sum + part(&row)));
+            read().fold((0, 0_u64), |(count, sum), row| (count + 1, sum.wrapping_add(words(&row))));
         let elapsed = start.elapsed();
         assert_eq!(count, entries, "entries that were read");
-        let expected: u64 = (0..entries).map(|number| part(&row(number))).sum();
+        let expected =
+            (0..entries).fold(0_u64, |expected, number| expected.wrapping_add(words(&row(number))));
         assert_eq!(sum, expected, "sum of the entries that were read");
         Self { elapsed, entries }
     }
@@ -109,9 +108,11 @@ impl Pass {
     /// Looks keys up, and makes sure that each has its value.
     fn over(keys: &[Key], mut get: impl FnMut(Key) -> (Key, Value)) -> Self {
         let start = Instant::now();
-        let sum: u64 = keys.iter().map(|key| part(&get(*key))).sum();
+        let sum = keys.iter().fold(0_u64, |sum, key| sum.wrapping_add(words(&get(*key))));
         let elapsed = start.elapsed();
-        let expected: u64 = keys.iter().map(|key| part(&(*key, value(key)))).sum();
+        let expected = keys
+            .iter()
+            .fold(0_u64, |expected, key| expected.wrapping_add(words(&(*key, value(key)))));
         assert_eq!(sum, expected, "sum of the values that were looked up");
         Self { elapsed, entries: u32::try_from(keys.len()).unwrap_or(u32::MAX) }
     }
@@ -145,12 +146,20 @@ fn value(key: &Key) -> Value {
     [key[0] + 1; 8]
 }
 
-/// Of an entry, what is summed up.
-fn part((key, value): &(Key, Value)) -> u64 {
-    key[0] + value[0]
+/// The sum of all words of an entry.
+fn words((key, value): &(Key, Value)) -> u64 {
+    key.iter().chain(value).fold(0, |sum, word| sum.wrapping_add(*word))
 }
 
-/// Keys that are there, in no order.
+/// An entry whose values of all CPUs add up to that of `row`.
+fn spread((key, value): (Key, Value), cpus: usize) -> (Key, PerCpu<Value>) {
+    let mut values = vec![[1; 8]; cpus];
+    values[0] = value.map(|word| word.wrapping_sub(cpus as u64 - 1));
+    (key, PerCpu::new(values))
+}
+
+/// Keys that are there, in no order; as many as there are entries, so that a large map is not read
+/// from the cache that a few keys would fit in.
 fn random_keys(entries: u32) -> Vec<Key> {
     let mut number = 1_u32;
     let draw = |_| {
@@ -159,7 +168,7 @@ fn random_keys(entries: u32) -> Vec<Key> {
         let share = (u64::from(number) * u64::from(entries)) >> 32;
         key(u32::try_from(share).unwrap_or_default())
     };
-    (0..LOOKUPS).map(draw).collect()
+    (0..entries).map(draw).collect()
 }
 
 /// The number of possible CPUs, as the kernel gives a value for each.
