@@ -444,7 +444,7 @@ fn cleanup_leaves_nothing_of_ours_and_all_of_theirs() {
         run_dir: "/run/podwire".into(),
         bpffs: "/sys/fs/bpf/podwire".into(),
     };
-    let before = settled(&host);
+    let before = host.inventory().unwrap();
     let agent = Running::start(&host, config()).unwrap();
     let refused = host.run(|| leftovers(&places)).unwrap_err();
     assert!(refused.is_already_running(), "{refused:?}");
