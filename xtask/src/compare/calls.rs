@@ -46,8 +46,10 @@ pub fn lifecycle(
     let pods = pods.collect::<podwire_lab::Result<Vec<_>>>()?;
     let works = [add, "cni_check", "cni_del"];
     let mut times = works.map(|work| Series::new(work, "ms", Better::Less, &peers).note(note));
-    let mut memory = works
-        .map(|work| Series::new(&format!("{work}/memory"), "MB", Better::Less, &peers).note(note));
+    let mut memory =
+        Vec::from(works.map(|work| {
+            Series::new(&format!("{work}/memory"), "MB", Better::Less, &peers).note(note)
+        }));
     take_turns(runs, nodes.len(), |run, side| {
         progress.run(run, runs, &times[0]);
         for (place, output) in life(&nodes[side], &pods[side])?.into_iter().enumerate() {
@@ -59,15 +61,16 @@ pub fn lifecycle(
     for (side, node) in nodes.iter().enumerate() {
         node.host.remove_pod_netns("next")?;
         let floor = Nothing::call(&node.host)?.megabytes * CLEARLY;
+        if side > 0 {
+            // After many pods this process is larger than the peers: there is nothing to tell.
+            memory.retain(|series| series.median(side) >= floor);
+            continue;
+        }
         for series in memory.iter_mut().filter(|series| series.median(side) < floor) {
-            if side > 0 {
-                let (name, work) = (node.kind.name(), series.work());
-                return Err(format!("{work} of {name} is not told from this process").into());
-            }
             series.add_note("podwire's is an upper bound: no larger than the process it begins as");
         }
     }
-    Ok(times.into_iter().zip(memory).flat_map(|(time, memory)| [time, memory]).collect())
+    Ok(times.into_iter().chain(memory).collect())
 }
 
 /// A pod is added, checked and deleted, and is wired and unwired by that.
