@@ -52,9 +52,11 @@ pub fn to_stack(ctx: &TcContext, config: &NodeConfig, reason: Reason) -> Outcome
 pub fn deliver_routed(ctx: &TcContext, packet: &Packet, slot: &Slot) -> Outcome {
     if packet.key.destination.is_ipv4() {
         let header = at::<IPV4_LEN>(ctx, ETH_LEN)?;
-        // RFC 1141: the TTL is the upper byte of its word, so the checksum grows by 0x0100.
+        // The TTL is the upper byte of its word, so the checksum grows by 0x0100. A sum of 0xffff carries
+        // as well: no header that is not all zeros has that checksum (RFC 1624, 3), which receivers that
+        // compute it anew compare with.
         let sum = u32::from(u16::from_be(read_u16::<10>(header))) + 0x0100;
-        write_u16::<10>(header, ((sum + (sum >> 16)) as u16).to_be());
+        write_u16::<10>(header, ((sum + ((sum + 1) >> 16)) as u16).to_be());
         write_u8::<8>(header, read_u8::<8>(header) - 1);
     } else {
         let header = at::<{ packet::IPV6_LEN }>(ctx, ETH_LEN)?;
