@@ -128,7 +128,6 @@ impl Node {
         let answers = flow.reversed();
         self.flows.entry(answers).or_default();
         fate.flows.push(answers);
-        fate.from_stack = Some(answers);
     }
 }
 

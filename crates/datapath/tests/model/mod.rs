@@ -154,8 +154,6 @@ pub struct Fate {
     pub mark: u32,
     /// Which flows' entries were looked at, made, changed or removed.
     pub flows: Vec<Flow>,
-    /// The flow whose other direction was seen coming from the stack.
-    pub from_stack: Option<Flow>,
     /// Which packet's ports were looked up or noted.
     pub fragmented: Option<Fragmented>,
 }
@@ -169,7 +167,6 @@ impl Node {
             frame: packet.frame.clone(),
             mark: packet.mark,
             flows: Vec::new(),
-            from_stack: None,
             fragmented: None,
         };
         let outcome = match packet.hook {
