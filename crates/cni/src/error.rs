@@ -51,6 +51,11 @@ impl Code {
         Self(code)
     }
 
+    /// A code that a plugin has answered with; what is answered is not for us to choose.
+    pub(crate) const fn from_wire(code: u32) -> Self {
+        Self(code)
+    }
+
     /// The number.
     #[must_use]
     pub const fn get(self) -> u32 {

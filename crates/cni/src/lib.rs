@@ -50,13 +50,15 @@
 //! - **Everything is injected** into [`dispatch`]: variables, input, output. A test needs no
 //!   process.
 //!
+//! A plugin that has another one do a part of the work, addresses above all, finds how in
+//! [`delegate`].
+//!
 //! Refused are repeated keys in the JSON, inputs over 1 MiB and interface names that the kernel
 //! would take for something else.
 //!
 //! # What it does not
 //!
-//! It configures no interface and runs no other plugin: neither delegation nor the runtime's side
-//! are here yet. A plugin must not print to standard output itself; standard error is free. Built
+//! It configures no interface. A plugin must not print to standard output itself; standard error is free. Built
 //! with `panic = "abort"`, a panic is answered with nothing.
 //!
 //! It needs no privileges and no particular kernel.
@@ -65,9 +67,11 @@
 
 mod args;
 mod config;
+pub mod delegate;
 mod dispatch;
 mod environment;
 mod error;
+pub mod exec;
 mod json;
 mod names;
 mod plugin;
