@@ -211,13 +211,7 @@ impl Delegate {
     fn undo(&self, add: &Add, error: Error) -> Error {
         match self.call(&add_invocation(add, Command::Del), &add.config) {
             Ok(_) => error,
-            Err(second) => {
-                let mut details = error.details().to_owned();
-                if !details.is_empty() {
-                    details.push_str("; ");
-                }
-                error.with_details(format!("{details}undoing the ADD failed as well: {second}"))
-            }
+            Err(second) => error.with_more(&format!("undoing the ADD failed as well: {second}")),
         }
     }
 }

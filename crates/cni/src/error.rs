@@ -93,6 +93,15 @@ impl Error {
         self
     }
 
+    /// Adds to what the longer description says already.
+    pub(crate) fn with_more(self, more: &str) -> Self {
+        let details = match self.details.as_str() {
+            "" => more.to_owned(),
+            details => format!("{details}; {more}"),
+        };
+        self.with_details(details)
+    }
+
     /// Adds an error and all its sources as the longer description.
     #[must_use]
     pub fn with_source(self, source: &dyn std::error::Error) -> Self {

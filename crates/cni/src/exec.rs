@@ -112,12 +112,7 @@ impl Executable {
     /// Code 7 if `name` is not a file's name, or if no folder has such a file; the message names
     /// both.
     pub fn find(name: &str, path: &[PathBuf]) -> Result<Self, Error> {
-        let invalid = |msg: String| Error::new(Code::INVALID_NETWORK_CONFIG, msg);
-        if name.is_empty() || matches!(name, "." | "..") || name.contains(['/', '\0']) {
-            return Err(invalid(format!(
-                "type {name:?} is not the name of a plugin: it must be a file's name, without folder"
-            )));
-        }
+        require_file_name(name)?;
         // An empty entry would make it a search of PATH.
         let files = path.iter().filter(|folder| !folder.as_os_str().is_empty());
         let found = files.map(|folder| folder.join(name)).find(|file| file.is_file());
@@ -129,7 +124,7 @@ impl Executable {
             } else {
                 format!("looked in {}", folders.join(", "))
             };
-            return Err(invalid(msg).with_details(details));
+            return Err(Error::new(Code::INVALID_NETWORK_CONFIG, msg).with_details(details));
         };
         Ok(Self { name: name.to_owned(), file })
     }
@@ -220,6 +215,17 @@ impl Executable {
         let msg = format!("plugin {}: succeeded, but its answer cannot be read", self.name);
         Error::new(Code::DECODING_FAILURE, msg).with_source(error)
     }
+}
+
+/// Refuses a `type` that names something else than a file in a folder of plugins.
+pub(crate) fn require_file_name(name: &str) -> Result<(), Error> {
+    if !name.is_empty() && !matches!(name, "." | "..") && !name.contains(['/', '\0']) {
+        return Ok(());
+    }
+    let msg = format!(
+        "type {name:?} is not the name of a plugin: it must be a file's name, without folder"
+    );
+    Err(Error::new(Code::INVALID_NETWORK_CONFIG, msg))
 }
 
 /// The error result that a plugin printed.

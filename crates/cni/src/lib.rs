@@ -75,6 +75,7 @@ pub mod exec;
 mod json;
 mod names;
 mod plugin;
+pub mod runtime;
 pub mod types;
 mod version;
 
