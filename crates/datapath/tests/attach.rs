@@ -193,6 +193,8 @@ fn full_slots_and_other_sizes_are_named() {
             host_mac: [2, 0, 0, 0, 0, 2],
             addresses: vec![address.parse().unwrap()],
             delivery: podwire_datapath::Delivery::Peer,
+            interface: podwire_datapath::Interface::Own,
+            by: podwire_datapath::By::Filter,
         };
         datapath.add_endpoint(&config(1, "10.1.0.2")).unwrap();
         let error = datapath.add_endpoint(&config(2, "10.1.0.3")).unwrap_err();

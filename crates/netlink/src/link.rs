@@ -1,6 +1,7 @@
 //! Interfaces: what they are, making them, changing them.
 
 use std::fmt;
+use std::num::NonZeroU32;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use crate::request::{Answers, NLM_F_CREATE, NLM_F_EXCL};
@@ -683,6 +684,37 @@ impl Request for Remove {
 
     fn subject(&self) -> Subject {
         Subject::Link(self.0)
+    }
+}
+
+/// A request to remove every interface of a group at once; of a pair, both ends go.
+///
+/// The kernel waits for grace periods when interfaces go, and once for all that go together
+/// (`rtnl_group_dellink` in net/core/rtnetlink.c). Groups are plain numbers that anybody may give an
+/// interface; group 0, which everything is in from the start, is refused.
+#[derive(Debug, Clone, Copy)]
+pub struct RemoveGroup(pub NonZeroU32);
+
+impl Request for RemoveGroup {
+    fn message_type(&self) -> u16 {
+        RTM_DELLINK
+    }
+
+    fn flags(&self) -> u16 {
+        0
+    }
+
+    fn emit(&self, message: &mut MessageBuilder<'_>) {
+        ifinfomsg(message, None, 0, 0);
+        message.attr_u32(IFLA_GROUP, self.0.get());
+    }
+
+    fn operation(&self) -> Operation {
+        Operation::Remove
+    }
+
+    fn subject(&self) -> Subject {
+        Subject::LinkGroup(self.0.get())
     }
 }
 

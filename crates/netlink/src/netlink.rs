@@ -1,8 +1,9 @@
+use std::num::NonZeroU32;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use crate::connection::Connection;
-use crate::link::{Query, Remove};
+use crate::link::{Query, Remove, RemoveGroup};
 use crate::socket::Socket;
 use crate::wire::Message;
 use crate::{
@@ -127,6 +128,30 @@ impl Netlink {
     /// When there is none ([`Error::is_not_found`]), or the kernel refuses for another reason.
     pub fn remove_link(&mut self, link: impl Into<LinkId>) -> Result<(), Error> {
         self.execute(&Remove(link.into()))
+    }
+
+    /// Removes interfaces, all at once if there are several, which takes hardly longer than one: they
+    /// are put into `group` first ([`RemoveGroup`]), which nothing else may be in.
+    /// Those that are gone are no error.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses; some may be gone then, and what stays may be in the group.
+    pub fn remove_links(&mut self, links: &[IfIndex], group: NonZeroU32) -> Result<(), Error> {
+        let mut batch = Batch::new();
+        match links {
+            [] => return Ok(()),
+            [link] => drop(batch.push(&Remove((*link).into()))),
+            links => {
+                for &link in links {
+                    batch.push(&LinkChange::of(link).group(group.get()));
+                }
+                batch.push(&RemoveGroup(group));
+            }
+        }
+        let outcomes = self.send(&mut batch)?.into_outcomes();
+        let mut refused = outcomes.filter_map(Result::err).filter(|error| !error.is_not_found());
+        refused.next().map_or(Ok(()), Err)
     }
 
     /// Looks at one interface.

@@ -1,3 +1,4 @@
+use std::num::NonZeroU32;
 use std::os::fd::AsFd;
 
 use podwire_netlink::link::Query;
@@ -13,6 +14,10 @@ use crate::{Error, Netns};
 /// creates a link, but no alias: a process that is killed between the two leaves a link that is
 /// known for unfinished by this. Nothing else should use the number.
 pub const UNFINISHED_GROUP: u32 = 0x7077_0001;
+
+/// The group of host's ends that go together ([`Netlink::remove_links`]). Nothing else should use the
+/// number.
+pub const LEAVING_GROUP: NonZeroU32 = NonZeroU32::new(0x7077_0002).expect("not zero");
 
 /// A veth pair to be created.
 #[derive(Debug, Clone, Copy)]

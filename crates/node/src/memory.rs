@@ -1,9 +1,9 @@
 //! The kernel's part in memory, for the tests of the rules above it.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Mutex;
 
-use podwire_api::{AttachMode, Delivery};
+use podwire_api::{AttachMode, Delivery, Difference, Disciplines};
 
 use crate::error::Source;
 use crate::seam::{Datapath, Link, Links, Pin, Row, Survey};
@@ -55,7 +55,7 @@ impl Datapath for MemoryDatapath {
         AttachMode::Tcx
     }
 
-    fn add(&self, link: &str, row: &Row) -> Result<u32, Source> {
+    fn add(&self, link: &str, row: &Row, _: Disciplines) -> Result<u32, Source> {
         self.call("add", |state| {
             let same = state.rows.iter().find(|(_, old)| old.ifindex == row.ifindex);
             let free = || (0..).find(|slot| !state.rows.contains_key(slot));
@@ -64,6 +64,10 @@ impl Datapath for MemoryDatapath {
             state.attached.insert(link.to_owned(), row.ifindex);
             slot
         })
+    }
+
+    fn withdraw(&self, ifindex: u32) -> Result<(), Source> {
+        self.call("withdraw", |state| state.rows.retain(|_, row| row.ifindex != ifindex))
     }
 
     fn remove(&self, link: &str, ifindex: u32) -> Result<(), Source> {
@@ -94,6 +98,25 @@ impl Datapath for MemoryDatapath {
         })
     }
 
+    fn is_attached(&self, link: &str, ifindex: u32) -> Result<bool, Source> {
+        self.call("is_attached", |state| state.attached.get(link) == Some(&ifindex))
+    }
+
+    fn inspect(&self, link: &str, slot: u32, row: &Row) -> Result<Vec<Difference>, Source> {
+        self.call("inspect", |state| {
+            let mut found = Vec::new();
+            let mut expect = |what: String, holds: bool| {
+                if !holds {
+                    let (expected, nothing) = ("as recorded".to_owned(), "otherwise".to_owned());
+                    found.push(Difference { what, expected, found: nothing });
+                }
+            };
+            expect(format!("slot {slot}"), state.rows.get(&slot) == Some(row));
+            expect(format!("programs at {link}"), state.attached.contains_key(link));
+            found
+        })
+    }
+
     fn rows(&self) -> Result<Vec<(u32, Row)>, Source> {
         self.call("rows", |state| {
             state.rows.iter().map(|(slot, row)| (*slot, row.clone())).collect()
@@ -116,7 +139,7 @@ impl Datapath for MemoryDatapath {
 #[derive(Debug, Default)]
 pub(crate) struct MemoryLinks {
     links: Mutex<BTreeMap<u32, Link>>,
-    foreign: Mutex<HashSet<u32>>,
+    foreign: Mutex<HashMap<u32, Delivery>>,
 }
 
 impl MemoryLinks {
@@ -131,8 +154,8 @@ impl MemoryLinks {
 
 impl MemoryLinks {
     /// Something hangs on that link now.
-    pub(crate) fn set_foreign(&self, index: u32) {
-        self.foreign.lock().unwrap().insert(index);
+    pub(crate) fn set_foreign(&self, index: u32, delivery: Delivery) {
+        self.foreign.lock().unwrap().insert(index, delivery);
     }
 
     /// Nothing does any more.
@@ -155,9 +178,24 @@ impl Links for MemoryLinks {
         Ok(())
     }
 
+    fn unmark(&self, index: u32, alias: &str) -> Result<(), Source> {
+        let mut links = self.links.lock().unwrap();
+        let marked = links.get_mut(&index).filter(|link| link.alias.as_deref() == Some(alias));
+        if let Some(link) = marked {
+            link.alias = None;
+        }
+        Ok(())
+    }
+
+    fn accept_all_sources(&self, _: &str) -> Result<(), Source> {
+        Ok(())
+    }
+
     fn survey(&self, indices: &[u32]) -> Result<Survey, Source> {
         let foreign = self.foreign.lock().unwrap();
-        let foreign = indices.iter().filter(|index| foreign.contains(index)).copied().collect();
-        Ok(Survey { foreign, ours: HashSet::new() })
+        let of = |index: &u32| foreign.get(index).map(|delivery| (*index, *delivery));
+        let foreign = indices.iter().filter_map(of).collect();
+        // Nobody takes our programs off in memory.
+        Ok(Survey { foreign, ours: indices.iter().copied().collect() })
     }
 }
