@@ -51,11 +51,14 @@ mod cooling;
 mod error;
 mod lease;
 mod leases;
+mod plan;
 mod pool;
 mod ranges;
 mod space;
+pub mod store;
 
 pub use allocator::{Allocator, Release, Restored, Unreserved};
 pub use error::{Error, Unusable};
 pub use lease::{Addresses, Family, Lease, LeaseState, Owner, Request, Time};
+pub use plan::{AddressRange, Bound, Plan, RangeSpec};
 pub use pool::{CidrUsage, PoolConfig, PoolUsage, Usage};
