@@ -163,17 +163,17 @@ pub enum Error {
     #[error("{first} and {second} overlap")]
     RangesOverlap {
         /// The range given first.
-        first: AddressRange,
+        first: Box<AddressRange>,
         /// The range that overlaps with it.
-        second: AddressRange,
+        second: Box<AddressRange>,
     },
     /// Ranges of both families are alternatives for one address.
     #[error("{first} and {second} are of two families, but alternatives for one address")]
     MixedFamilies {
         /// The range given first.
-        first: AddressRange,
+        first: Box<AddressRange>,
         /// The range of the other family.
-        second: AddressRange,
+        second: Box<AddressRange>,
     },
     /// No range is given, or none in one of the sets.
     #[error("range set {set} has no range")]

@@ -185,7 +185,7 @@ impl Plan {
         for (place, set) in sets.iter().enumerate() {
             let first = set.first().ok_or(Error::NoRange { set: place })?;
             if let Some(other) = set.iter().find(|range| range.family() != first.family()) {
-                let (first, second) = (first.clone(), other.clone());
+                let (first, second) = (Box::new(first.clone()), Box::new(other.clone()));
                 return Err(Error::MixedFamilies { first, second });
             }
         }
@@ -193,7 +193,7 @@ impl Plan {
         let all: Vec<&AddressRange> = sets.iter().flatten().collect();
         for (place, &range) in all.iter().enumerate() {
             if let Some(&earlier) = all[..place].iter().find(|earlier| earlier.overlaps(range)) {
-                let (first, second) = (earlier.clone(), range.clone());
+                let (first, second) = (Box::new(earlier.clone()), Box::new(range.clone()));
                 return Err(Error::RangesOverlap { first, second });
             }
             let withheld = match range.family() {

@@ -1,5 +1,6 @@
 //! Files of leases as processes find them: in use by others, of another life, half made, damaged.
 #![cfg(feature = "file")]
+#![expect(clippy::unwrap_used, reason = "functions that tests share panic as tests do")]
 
 use std::fs;
 use std::path::Path;
@@ -31,8 +32,13 @@ fn grant(file: &File, id: &str) -> String {
 fn leases_are_there_for_whoever_opens_the_file_next() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path().join("made/on/the/way");
+    assert!(File::open_existing(&folder, "net", "a", LONG).unwrap().is_none());
+    assert!(!folder.exists());
     let (file, opened) = open(&folder, "net", "a");
     assert_eq!(opened, Opened::New);
+    assert_eq!(grant(&file, "x"), "10.0.0.2");
+    drop(file);
+    let file = File::open_existing(&folder, "net", "a", LONG).unwrap().unwrap();
     assert_eq!(grant(&file, "x"), "10.0.0.2");
     drop(file);
     let (file, opened) = open(&folder, "net", "a");
@@ -80,6 +86,8 @@ fn another_life_begins_anew_and_takes_no_other_pool_with_it() {
 fn a_file_in_use_is_waited_for_and_then_given_up() {
     let folder = tempfile::tempdir().unwrap();
     let (file, _) = open(folder.path(), "net", "a");
+    let busy = File::open_existing(folder.path(), "net", "a", Duration::from_millis(20));
+    assert!(busy.unwrap_err().is_busy());
     let busy = File::open(folder.path(), "net", "a", Duration::from_millis(20)).unwrap_err();
     assert!(busy.is_busy(), "{busy}");
     let (begun, waiting) = mpsc::channel();

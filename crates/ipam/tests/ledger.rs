@@ -1,5 +1,7 @@
 //! The store of leases, in memory and in a file, against a simple model: lists, searched through.
 
+#![expect(clippy::unwrap_used, reason = "functions that tests share panic as tests do")]
+
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::net::IpAddr;
@@ -56,7 +58,7 @@ impl Model {
         let mut asked = asked.to_vec();
         let mut granted = Vec::new();
         let mut cursors = self.cursors.clone();
-        for set in 0..self.sets.len() {
+        for (set, cursor) in cursors.iter_mut().enumerate() {
             let wanted = asked.iter().position(|address| self.sets[set].contains(address));
             granted.push(match wanted.map(|place| asked.remove(place)) {
                 Some(address) if self.is_held(address) => return None,
@@ -64,7 +66,7 @@ impl Model {
                 None => {
                     let (place, fresh) = self.next(set)?;
                     if fresh {
-                        cursors[set] = Some(place);
+                        *cursor = Some(place);
                     }
                     self.sets[set][place]
                 }

@@ -122,13 +122,8 @@ impl File {
         life: &str,
         patience: Duration,
     ) -> Result<(Self, Opened), FileError> {
-        check_name(pool)?;
-        check_name(life)?;
-        if life.contains('.') {
-            return Err(FileError::Name { name: life.to_owned() });
-        }
-        let path = folder.join(format!("{pool}.{life}.redb"));
-        let file = open_file(folder, &path)?;
+        let path = path(folder, pool, life)?;
+        let file = open_or_create(folder, &path)?;
         lock(&file, &path, patience)?;
         let at = |operation| {
             let path = path.clone();
@@ -142,12 +137,44 @@ impl File {
                 _ => Opened::Renewed,
             };
         }
+        Ok((Self::of_locked(file, pool, path)?, opened))
+    }
+
+    /// Opens the file of `pool` in `folder` if there is one of this life, as [`open`](Self::open)
+    /// does.
+    ///
+    /// # Errors
+    ///
+    /// As [`open`](Self::open).
+    pub fn open_existing(
+        folder: &Path,
+        pool: &str,
+        life: &str,
+        patience: Duration,
+    ) -> Result<Option<Self>, FileError> {
+        let path = path(folder, pool, life)?;
+        let file = match OpenOptions::new().read(true).write(true).open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(FileError::Io { operation: "open", path, source }),
+        };
+        lock(&file, &path, patience)?;
+        match is_unfinished(&file) {
+            Ok(true) => Ok(None),
+            Ok(false) => Self::of_locked(file, pool, path).map(Some),
+            Err(source) => Err(FileError::Io { operation: "read", path, source }),
+        }
+    }
+
+    fn of_locked(file: fs::File, pool: &str, path: PathBuf) -> Result<Self, FileError> {
         let mut builder = Database::builder();
         builder.set_cache_size(CACHE);
-        let database = builder.create_with_backend(Backend(file)).map_err(|error| {
-            FileError::Database { operation: "open", path: path.clone(), source: error.into() }
-        })?;
-        Ok((Self { database, pool: pool.to_owned(), path }, opened))
+        match builder.create_with_backend(Backend(file)) {
+            Ok(database) => Ok(Self { database, pool: pool.to_owned(), path }),
+            Err(error) => {
+                Err(FileError::Database { operation: "open", path, source: error.into() })
+            }
+        }
     }
 
     /// Where the file is.
@@ -284,6 +311,16 @@ impl StorageBackend for Backend {
     }
 }
 
+fn path(folder: &Path, pool: &str, life: &str) -> Result<PathBuf, FileError> {
+    check_name(pool)?;
+    check_name(life)?;
+    // Otherwise it would not be seen where in the file's name it begins.
+    if life.contains('.') {
+        return Err(FileError::Name { name: life.to_owned() });
+    }
+    Ok(folder.join(format!("{pool}.{life}.redb")))
+}
+
 fn check_name(name: &str) -> Result<(), FileError> {
     let fits = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
     if !name.is_empty() && !name.starts_with('.') && name.bytes().all(fits) {
@@ -292,7 +329,7 @@ fn check_name(name: &str) -> Result<(), FileError> {
     Err(FileError::Name { name: name.to_owned() })
 }
 
-fn open_file(folder: &Path, path: &Path) -> Result<fs::File, FileError> {
+fn open_or_create(folder: &Path, path: &Path) -> Result<fs::File, FileError> {
     let open = || {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false).mode(0o600).open(path)

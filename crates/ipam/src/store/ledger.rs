@@ -410,10 +410,15 @@ fn owner_key<E: std::error::Error>(owner: &Owner) -> std::result::Result<Vec<u8>
 
 /// What the owner was granted before, if it is one address of each set, and all that is asked for.
 fn granted_before(held: &[IpAddr], plan: &Plan, asked: &[IpAddr]) -> Option<Vec<Grant>> {
-    let same = held.len() == plan.sets().count()
-        && asked.iter().all(|address| held.contains(address))
-        && plan.sets().zip(held).all(|(set, address)| set.iter().any(|r| r.contains(*address)));
-    same.then(|| grants(held, plan))
+    if held.len() != plan.sets().count() || !asked.iter().all(|address| held.contains(address)) {
+        return None;
+    }
+    // Restored ones may be in another order.
+    let of_set = |set: &[AddressRange]| {
+        held.iter().find(|address| set.iter().any(|range| range.contains(**address))).copied()
+    };
+    let in_order: Option<Vec<IpAddr>> = plan.sets().map(of_set).collect();
+    in_order.map(|addresses| grants(&addresses, plan))
 }
 
 fn grants(addresses: &[IpAddr], plan: &Plan) -> Vec<Grant> {
