@@ -137,7 +137,7 @@ impl File {
                 _ => Opened::Renewed,
             };
         }
-        Ok((Self::of_locked(file, pool, path)?, opened))
+        Ok((Self::on(Backend(file), pool, path)?, opened))
     }
 
     /// Opens the file of `pool` in `folder` if there is one of this life, as [`open`](Self::open)
@@ -161,15 +161,15 @@ impl File {
         lock(&file, &path, patience)?;
         match is_unfinished(&file) {
             Ok(true) => Ok(None),
-            Ok(false) => Self::of_locked(file, pool, path).map(Some),
+            Ok(false) => Self::on(Backend(file), pool, path).map(Some),
             Err(source) => Err(FileError::Io { operation: "read", path, source }),
         }
     }
 
-    fn of_locked(file: fs::File, pool: &str, path: PathBuf) -> Result<Self, FileError> {
+    fn on(backend: impl StorageBackend, pool: &str, path: PathBuf) -> Result<Self, FileError> {
         let mut builder = Database::builder();
         builder.set_cache_size(CACHE);
-        match builder.create_with_backend(Backend(file)) {
+        match builder.create_with_backend(backend) {
             Ok(database) => Ok(Self { database, pool: pool.to_owned(), path }),
             Err(error) => {
                 Err(FileError::Database { operation: "open", path, source: error.into() })
@@ -399,4 +399,104 @@ fn remove_others(folder: &Path, pool: &str, own: &Path) -> Result<usize, FileErr
         }
     }
     Ok(removed)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+    use crate::{Owner, Plan, RangeSpec};
+
+    /// A process that is killed after so many writes: the file has those and no others.
+    #[derive(Debug)]
+    struct Mortal(Backend, Arc<AtomicU32>);
+
+    impl Mortal {
+        fn live(&self) -> io::Result<()> {
+            let left =
+                self.1.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+            left.map(|_| ()).map_err(|_| io::Error::other("killed"))
+        }
+    }
+
+    impl StorageBackend for Mortal {
+        fn len(&self) -> io::Result<u64> {
+            self.0.len()
+        }
+
+        fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+            self.0.read(offset, out)
+        }
+
+        fn set_len(&self, len: u64) -> io::Result<()> {
+            self.live()?;
+            self.0.set_len(len)
+        }
+
+        fn sync_data(&self) -> io::Result<()> {
+            self.0.sync_data()
+        }
+
+        fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+            self.live()?;
+            self.0.write(offset, data)
+        }
+    }
+
+    /// For the making of the file, a grant and a release: whatever the number of writes after
+    /// which the process dies, the next one finds what was before or what should be after.
+    #[test]
+    fn a_process_may_die_after_any_write() {
+        let folder = tempfile::tempdir().unwrap();
+        let life = Duration::from_secs(10);
+        let range = RangeSpec::new("10.0.0.0/24".parse().unwrap()).build().unwrap();
+        let plan = Plan::new(vec![vec![range]]).unwrap();
+        let (old, new) = (Owner::new("old", "eth0"), Owner::new("new", "eth0"));
+        for step in ["make", "grant", "release"] {
+            let mut writes = 0;
+            loop {
+                let pool = format!("{step}-{writes}");
+                let path = path(folder.path(), &pool, "a").unwrap();
+                if step != "make" {
+                    let (file, _) = File::open(folder.path(), &pool, "a", life).unwrap();
+                    file.write(|ledger| ledger.allocate(&old, &plan, &[])).unwrap();
+                }
+                let left = Arc::new(AtomicU32::new(writes));
+                let file = open_or_create(folder.path(), &path).unwrap();
+                let mortal = Mortal(Backend(file), left.clone());
+                let done = File::on(mortal, &pool, path.clone()).is_ok_and(|file| {
+                    let result = match step {
+                        "release" => file.write(|ledger| ledger.release(&old)).map(|_| ()),
+                        _ => file.write(|ledger| ledger.allocate(&new, &plan, &[])).map(|_| ()),
+                    };
+                    result.is_ok()
+                });
+
+                let (file, _) = File::open(folder.path(), &pool, "a", life)
+                    .unwrap_or_else(|error| panic!("{pool}: {error}: {error:?}"));
+                let held = |owner| file.read(|ledger| ledger.held(owner)).unwrap();
+                let before = (step != "make", false);
+                let after = (step == "grant", step != "release");
+                let now = (!held(&old).is_empty(), !held(&new).is_empty());
+                assert!(now == after || (!done && now == before), "{pool}: {now:?}, {done}");
+                // It works on, and every address can still be granted.
+                for number in 0..253 {
+                    let owner = Owner::new(&number.to_string(), "eth0");
+                    let taken = usize::from(now.0) + usize::from(now.1);
+                    let granted = file.write(|ledger| ledger.allocate(&owner, &plan, &[]));
+                    assert_eq!(granted.is_ok(), number < 253 - taken, "{pool}: {number}");
+                    if number > 2 && writes % 8 != 0 {
+                        break;
+                    }
+                }
+                if done && left.load(Ordering::SeqCst) > 0 {
+                    break;
+                }
+                writes += 1;
+            }
+            assert!(writes > 5, "{step} has only {writes} writes");
+        }
+    }
 }
