@@ -15,6 +15,7 @@ use podwire_lab::probe::Ping;
 use podwire_lab::{Attachment, Cni, Error, Host, Pod, allowed_missing, binary};
 use serde_json::{Value, json};
 
+const GUIDE: &str = include_str!("../../../docs/ipam.md");
 const PLUGINS: &str = "/usr/lib/cni";
 
 /// The plugin's own code.
@@ -34,22 +35,20 @@ fn network(host: &Host, config: Value) -> Cni {
     Cni::new(host, main, config).search_path(path)
 }
 
-fn ipam() -> Value {
-    json!({
-        "type": "podwire-ipam",
-        "ranges": [[{ "subnet": "10.85.0.0/24" }], [{ "subnet": "fd85::/64" }]],
-        "routes": [{ "dst": "0.0.0.0/0" }, { "dst": "::/0" }]
-    })
-}
-
+/// The network of the guide, which has one block of JSON.
 fn ptp(version: &str) -> Value {
-    json!({ "cniVersion": version, "name": "podnet", "type": "ptp", "ipam": ipam() })
+    let block = GUIDE.split("```json").nth(1).unwrap().split("```").next().unwrap();
+    let list: Value = serde_json::from_str(block).unwrap();
+    let mut config = list["plugins"][0].clone();
+    config["name"] = list["name"].clone();
+    config["cniVersion"] = version.into();
+    config
 }
 
 fn bridge(version: &str) -> Value {
     json!({
         "cniVersion": version, "name": "podnet", "type": "bridge", "bridge": "cni0",
-        "isGateway": true, "ipam": ipam()
+        "isGateway": true, "ipam": ptp(version)["ipam"]
     })
 }
 
