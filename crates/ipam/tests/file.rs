@@ -102,6 +102,25 @@ fn a_file_in_use_is_waited_for_and_then_given_up() {
     assert_eq!(other.join().unwrap(), "10.0.0.3");
 }
 
+/// Who waited for the file that was removed must not write where nobody reads.
+#[test]
+fn a_file_that_is_removed_while_it_is_waited_for_is_made_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, _) = open(folder.path(), "net", "a");
+    let waiting: Vec<_> = ["x", "y"]
+        .map(|id| {
+            let path = folder.path().to_owned();
+            thread::spawn(move || grant(&open(&path, "net", "a").0, id))
+        })
+        .into_iter()
+        .collect();
+    fs::remove_file(file.path()).unwrap();
+    drop(file);
+    let mut granted: Vec<_> = waiting.into_iter().map(|one| one.join().unwrap()).collect();
+    granted.sort();
+    assert_eq!(granted, ["10.0.0.2", "10.0.0.3"]);
+}
+
 /// The file as it is after each of the writes of its making, as if the process had been killed.
 #[test]
 fn a_file_that_was_not_finished_is_made_again() {

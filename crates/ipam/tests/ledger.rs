@@ -14,21 +14,39 @@ type Refused = StoreError<Infallible>;
 
 #[derive(Clone, Debug)]
 enum Step {
-    Allocate { owner: u8, asked: Vec<IpAddr> },
-    Release { owner: u8 },
-    Retain { owners: Vec<u8> },
-    Available,
+    /// The plan that an operator has changed to meanwhile may be another.
+    Allocate {
+        owner: u8,
+        plan: usize,
+        asked: Vec<IpAddr>,
+    },
+    Release {
+        owner: u8,
+    },
+    Retain {
+        owners: Vec<u8>,
+    },
+    Available {
+        plan: usize,
+    },
 }
 
 /// What the ledger should do, in the plainest way.
 #[derive(Debug)]
 struct Model {
-    /// The addresses of each set in their order, withheld ones left out.
-    sets: Vec<Vec<IpAddr>>,
-    cursors: Vec<Option<usize>>,
+    plans: Vec<ModelPlan>,
+    /// By the first address of a set, the one granted last.
+    cursors: BTreeMap<IpAddr, IpAddr>,
     held: BTreeMap<Owner, Vec<IpAddr>>,
     /// The oldest release first.
     resting: Vec<IpAddr>,
+}
+
+#[derive(Debug)]
+struct ModelPlan {
+    /// The addresses of each set in their order.
+    sets: Vec<Vec<IpAddr>>,
+    withheld: Vec<IpAddr>,
 }
 
 impl Model {
@@ -36,46 +54,54 @@ impl Model {
         self.held.values().flatten().any(|held| *held == address)
     }
 
-    /// The place in the set that is granted next, and whether it was never granted.
-    fn next(&self, set: usize) -> Option<(usize, bool)> {
-        let all = &self.sets[set];
-        let start = self.cursors[set].map_or(0, |cursor| cursor + 1);
-        let fresh = (0..all.len())
-            .map(|step| (start + step) % all.len())
-            .find(|place| !self.is_held(all[*place]) && !self.resting.contains(&all[*place]));
-        if let Some(place) = fresh {
-            return Some((place, true));
-        }
-        let rested = self.resting.iter().find(|address| all.contains(address))?;
-        all.iter().position(|address| address == rested).map(|place| (place, false))
+    /// The address of the set that is granted next, and whether it does not rest.
+    fn next(&self, plan: &ModelPlan, set: &[IpAddr]) -> Option<(IpAddr, bool)> {
+        let cursor = self.cursors.get(&set[0]);
+        let cursor = cursor.and_then(|cursor| set.iter().position(|address| address == cursor));
+        let start = cursor.map_or(0, |cursor| cursor + 1);
+        let usable = |address: &IpAddr| !plan.withheld.contains(address);
+        let fresh = (0..set.len())
+            .map(|step| set[(start + step) % set.len()])
+            .filter(usable)
+            .find(|address| !self.is_held(*address) && !self.resting.contains(address));
+        let rested =
+            || self.resting.iter().copied().filter(usable).find(|rested| set.contains(rested));
+        fresh.map(|address| (address, true)).or_else(|| rested().map(|address| (address, false)))
+    }
+
+    fn available(&self, plan: usize) -> bool {
+        let plan = &self.plans[plan];
+        plan.sets.iter().all(|set| self.next(plan, set).is_some())
     }
 
     /// The addresses, or `None` for a refusal.
-    fn allocate(&mut self, owner: &Owner, asked: &[IpAddr]) -> Option<Vec<IpAddr>> {
+    fn allocate(&mut self, owner: &Owner, plan: usize, asked: &[IpAddr]) -> Option<Vec<IpAddr>> {
+        let plan = &self.plans[plan];
         if let Some(held) = self.held.get(owner) {
-            return asked.iter().all(|address| held.contains(address)).then(|| held.clone());
+            let fits = plan.sets.iter().zip(held).all(|(set, address)| set.contains(address));
+            let asked = asked.iter().all(|address| held.contains(address));
+            return (fits && asked).then(|| held.clone());
         }
         let mut asked = asked.to_vec();
         let mut granted = Vec::new();
-        let mut cursors = self.cursors.clone();
-        for (set, cursor) in cursors.iter_mut().enumerate() {
-            let wanted = asked.iter().position(|address| self.sets[set].contains(address));
+        let mut cursors = Vec::new();
+        for set in &plan.sets {
+            let wanted = asked.iter().position(|address| set.contains(address));
             granted.push(match wanted.map(|place| asked.remove(place)) {
                 Some(address) if self.is_held(address) => return None,
+                Some(address) if plan.withheld.contains(&address) => return None,
                 Some(address) => address,
                 None => {
-                    let (place, fresh) = self.next(set)?;
-                    if fresh {
-                        *cursor = Some(place);
-                    }
-                    self.sets[set][place]
+                    let (address, fresh) = self.next(plan, set)?;
+                    cursors.extend(fresh.then_some((set[0], address)));
+                    address
                 }
             });
         }
         if !asked.is_empty() {
             return None;
         }
-        self.cursors = cursors;
+        self.cursors.extend(cursors);
         self.resting.retain(|address| !granted.contains(address));
         self.held.insert(owner.clone(), granted.clone());
         Some(granted)
@@ -88,32 +114,56 @@ impl Model {
     }
 }
 
-/// Two small sets: two ranges of IPv4, one of IPv6, with gateways inside and outside.
-fn plan() -> (Plan, Model) {
-    let range = |subnet: &str, first: &str, last: &str| {
+/// Small plans of two sets, that share addresses and the beginning of a set.
+fn plans() -> (Vec<Plan>, Model) {
+    let range = |subnet: &str, first: &str, last: &str, gateway: &str| {
         let mut spec = RangeSpec::new(subnet.parse().unwrap());
         (spec.first, spec.last) = (first.parse().ok(), last.parse().ok());
+        spec.gateway = gateway.parse().ok();
         spec.build().unwrap()
     };
-    let sets = vec![
-        vec![range("10.0.0.0/29", "", ""), range("10.0.9.0/24", "10.0.9.254", "10.0.9.255")],
-        vec![range("fd00::/64", "fd00::", "fd00::6")],
-    ];
     let list = |names: &[&str]| names.iter().map(|name| name.parse().unwrap()).collect::<Vec<_>>();
+    let numbers = |start: &str, of: std::ops::RangeInclusive<u8>| {
+        of.map(|number| format!("{start}{number:x}").parse().unwrap()).collect::<Vec<IpAddr>>()
+    };
+    let v4 = numbers("10.0.0.", 1..=6);
+    let plans = vec![
+        Plan::new(vec![
+            vec![
+                range("10.0.0.0/29", "", "", ""),
+                range("10.0.9.0/24", "10.0.9.254", "10.0.9.255", ""),
+            ],
+            vec![range("fd00::/64", "fd00::", "fd00::6", "")],
+        ]),
+        Plan::new(vec![
+            vec![range("10.0.0.0/28", "", "10.0.0.9", "10.0.0.4")],
+            vec![range("fd00::/64", "fd00::4", "fd00::9", "")],
+        ]),
+    ];
     let model = Model {
-        sets: vec![
-            list(&["10.0.0.2", "10.0.0.3", "10.0.0.4", "10.0.0.5", "10.0.0.6", "10.0.9.254"]),
-            list(&["fd00::2", "fd00::3", "fd00::4", "fd00::5", "fd00::6"]),
+        plans: vec![
+            ModelPlan {
+                sets: vec![
+                    [v4, list(&["10.0.9.254", "10.0.9.255"])].concat(),
+                    numbers("fd00::", 0..=6),
+                ],
+                withheld: list(&["10.0.0.1", "10.0.9.255", "fd00::", "fd00::1"]),
+            },
+            ModelPlan {
+                sets: vec![numbers("10.0.0.", 1..=9), numbers("fd00::", 4..=9)],
+                withheld: list(&["10.0.0.4"]),
+            },
         ],
-        cursors: vec![None, None],
+        cursors: BTreeMap::new(),
         held: BTreeMap::new(),
         resting: Vec::new(),
     };
-    (Plan::new(sets).unwrap(), model)
+    (plans.into_iter().map(Result::unwrap).collect(), model)
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
-    let names = ["10.0.0.3", "10.0.0.6", "10.0.9.254", "fd00::2", "fd00::5", "10.0.8.1"];
+    let names =
+        ["10.0.0.3", "10.0.0.6", "10.0.9.254", "10.0.0.4", "fd00::2", "fd00::5", "10.0.8.1"];
     let address = prop::sample::select(names.to_vec());
     let address = address.prop_map(|name| name.parse::<IpAddr>().unwrap());
     let asked = prop_oneof![
@@ -121,11 +171,13 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => prop::collection::vec(address, 1..3),
     ];
     let owner = 0..9_u8;
+    let plan = prop_oneof![3 => Just(0_usize), 1 => Just(1)];
     let step = prop_oneof![
-        6 => (owner.clone(), asked).prop_map(|(owner, asked)| Step::Allocate { owner, asked }),
+        6 => (owner.clone(), plan.clone(), asked)
+            .prop_map(|(owner, plan, asked)| Step::Allocate { owner, plan, asked }),
         4 => owner.clone().prop_map(|owner| Step::Release { owner }),
         1 => prop::collection::vec(owner, 0..9).prop_map(|owners| Step::Retain { owners }),
-        1 => Just(Step::Available),
+        1 => plan.prop_map(|plan| Step::Available { plan }),
     ];
     prop::collection::vec(step, 1..120)
 }
@@ -138,15 +190,15 @@ fn owner(number: u8) -> Owner {
 fn take<T: podwire_ipam::store::Table>(
     ledger: &mut Ledger<T>,
     model: &mut Model,
-    plan: &Plan,
+    plans: &[Plan],
     step: &Step,
 ) -> Result<(), StoreError<T::Error>> {
     match step {
-        Step::Allocate { owner: number, asked } => {
+        Step::Allocate { owner: number, plan, asked } => {
             let mut asked = asked.clone();
             asked.dedup();
-            let expected = model.allocate(&owner(*number), &asked);
-            let got = match ledger.allocate(&owner(*number), plan, &asked) {
+            let expected = model.allocate(&owner(*number), *plan, &asked);
+            let got = match ledger.allocate(&owner(*number), &plans[*plan], &asked) {
                 Ok(grants) => Some(grants.iter().map(|grant| grant.address.ip()).collect()),
                 Err(StoreError::Refused(_)) => None,
                 Err(error) => return Err(error),
@@ -167,9 +219,8 @@ fn take<T: podwire_ipam::store::Table>(
                 ledger.retain(keep)?.into_iter().map(|(owner, _)| owner).collect();
             assert_eq!(names, gone);
         }
-        Step::Available => {
-            let expected = (0..model.sets.len()).all(|set| model.next(set).is_some());
-            assert_eq!(ledger.available(plan).is_ok(), expected);
+        Step::Available { plan } => {
+            assert_eq!(ledger.available(&plans[*plan]).is_ok(), model.available(*plan));
         }
     }
     let leases: BTreeMap<Owner, Vec<IpAddr>> = ledger.leases()?.into_iter().collect();
@@ -187,10 +238,10 @@ proptest! {
 
     #[test]
     fn the_ledger_does_what_the_model_does(steps in steps()) {
-        let (plan, mut model) = plan();
+        let (plans, mut model) = plans();
         let mut ledger = Ledger::new(Memory::default(), "net");
         for step in &steps {
-            take(&mut ledger, &mut model, &plan, step).unwrap();
+            take(&mut ledger, &mut model, &plans, step).unwrap();
         }
     }
 }
@@ -206,11 +257,11 @@ proptest! {
         use std::time::Duration;
 
         let folder = tempfile::tempdir().unwrap();
-        let (plan, mut model) = plan();
+        let (plans, mut model) = plans();
         for step in &steps {
             let (file, _) =
                 File::open(folder.path(), "net", "life", Duration::from_secs(10)).unwrap();
-            file.write(|ledger| take(ledger, &mut model, &plan, step)).unwrap();
+            file.write(|ledger| take(ledger, &mut model, &plans, step)).unwrap();
         }
     }
 }

@@ -265,6 +265,54 @@ fn what_is_refused_or_skipped_though_host_local_takes_it() {
     refused(Ipam::ours(other).add("a"), UNSUPPORTED, "exclude [\"10.0.0.0/28\"]");
 }
 
+/// The same for addresses asked for, in each of the ways there are.
+#[test]
+fn host_local_grants_the_same_requests() {
+    if !has_host_local() {
+        return;
+    }
+    let ips = |list: &[&str]| json!({ "cni": { "ips": list } });
+    let none = Value::Null;
+    let cases = [
+        ("IP=10.1.0.9", none.clone(), none.clone()),
+        ("IP=10.1.0.9/24;IgnoreUnknown=1;K8S_POD_NAME=x", none.clone(), none.clone()),
+        ("IP=fd00::9", none.clone(), none.clone()),
+        ("IP=", none.clone(), none.clone()),
+        ("", ips(&["10.1.0.9", "fd00::9"]), none.clone()),
+        ("", ips(&["10.1.0.9/24"]), none.clone()),
+        ("", none.clone(), json!({ "ips": ["10.1.0.9/24", "fd00::9/64"] })),
+        ("", none.clone(), json!({ "ipRanges": [[{ "subnet": "10.2.0.0/24" }]] })),
+        ("IP=10.1.0.9", ips(&["10.1.0.9"]), json!({ "ips": ["10.1.0.9/24"] })),
+        // Refused by both.
+        ("IP=10.1.0.1", none.clone(), none.clone()),
+        ("IP=10.9.0.1", none.clone(), none.clone()),
+        ("IP=10.1.0.9", ips(&["10.1.0.10"]), none.clone()),
+        ("IP=here", none.clone(), none.clone()),
+        ("COLOUR=red", none.clone(), none.clone()),
+        ("", ips(&["here"]), none.clone()),
+        ("", none.clone(), json!({ "ipRanges": [[{ "subnet": "10.1.0.128/25" }]] })),
+    ];
+    let mut granted = 0;
+    for (args, of_args, runtime) in cases {
+        let answers = [binary("podwire-ipam").unwrap(), HOST_LOCAL.into()].map(|program| {
+            let ipam =
+                json!({ "ranges": [[{ "subnet": "10.1.0.0/24" }], [{ "subnet": "fd00::/64" }]] });
+            let mut plugin = Ipam::new(program, ipam);
+            args.clone_into(&mut plugin.args);
+            for (key, value) in [("args", &of_args), ("runtimeConfig", &runtime)] {
+                if !value.is_null() {
+                    plugin.config[key] = value.clone();
+                }
+            }
+            plugin.add("a").map(|result| addresses(&result))
+        });
+        let [ours, theirs] = answers.clone().map(Result::ok);
+        assert_eq!(ours, theirs, "{args} {of_args} {runtime}: {answers:?}");
+        granted += usize::from(ours.is_some());
+    }
+    assert_eq!(granted, 9);
+}
+
 /// Of each version the specification's own result; verbs only where the version has them.
 #[test]
 fn every_version_is_answered_in_its_form() {

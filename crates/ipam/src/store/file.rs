@@ -1,7 +1,7 @@
 use std::fmt;
 use std::fs::{self, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread;
@@ -123,11 +123,16 @@ impl File {
         patience: Duration,
     ) -> Result<(Self, Opened), FileError> {
         let path = path(folder, pool, life)?;
-        let file = open_or_create(folder, &path)?;
-        lock(&file, &path, patience)?;
         let at = |operation| {
             let path = path.clone();
             move |source| FileError::Io { operation, path, source }
+        };
+        let file = loop {
+            let file = open_or_create(folder, &path)?;
+            lock(&file, &path, patience)?;
+            if is_linked(&file).map_err(at("read"))? {
+                break file;
+            }
         };
         let mut opened = Opened::Existing;
         if is_unfinished(&file).map_err(at("read"))? {
@@ -159,9 +164,9 @@ impl File {
             Err(source) => return Err(FileError::Io { operation: "open", path, source }),
         };
         lock(&file, &path, patience)?;
-        match is_unfinished(&file) {
-            Ok(true) => Ok(None),
-            Ok(false) => Self::on(Backend(file), pool, path).map(Some),
+        match is_linked(&file).and_then(|linked| Ok(linked && !is_unfinished(&file)?)) {
+            Ok(true) => Self::on(Backend(file), pool, path).map(Some),
+            Ok(false) => Ok(None),
             Err(source) => Err(FileError::Io { operation: "read", path, source }),
         }
     }
@@ -367,6 +372,11 @@ fn lock(file: &fs::File, path: &Path, patience: Duration) -> Result<(), FileErro
         Ok(locked) => locked.map_err(failed),
         Err(_) => Err(FileError::Busy { path: path.to_owned(), waited: patience }),
     }
+}
+
+/// Whether the file still has a name: somebody may have removed it while it was waited for.
+fn is_linked(file: &fs::File) -> io::Result<bool> {
+    file.metadata().map(|metadata| metadata.nlink() > 0)
 }
 
 /// Whether the file is empty, or as good as: the database writes its first bytes last.
