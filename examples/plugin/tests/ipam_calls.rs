@@ -541,6 +541,38 @@ fn a_store_that_cannot_be_used_is_told_with_what_to_do() {
     refused(plugin.variant("ipam", ipam).call("ADD", "c"), IO_FAILURE, "/no/such/file");
 }
 
+/// Bits turned over and ends cut off: whatever is found out is told, and nothing hangs.
+#[test]
+fn a_damaged_store_is_told_with_what_to_do() {
+    let plugin = Ipam::ours(json!({ "subnet": "10.1.0.0/24" }));
+    for number in 0..20 {
+        plugin.add(&format!("pod{number}")).unwrap();
+    }
+    let path = fs::read_dir(plugin.folder.path()).unwrap().next().unwrap().unwrap().path();
+    let good = fs::read(&path).unwrap();
+    let mut random = 1_usize;
+    let mut below = |end: usize| {
+        random =
+            random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (random >> 33) % end
+    };
+    let mut told = 0;
+    for round in 0..150 {
+        let mut bytes = good.clone();
+        match round % 3 {
+            0 => bytes.truncate(1 + below(good.len() - 1)),
+            1 => (0..200).for_each(|_| bytes[below(good.len())] ^= 1 << (round % 8)),
+            _ => bytes[below(400)] ^= 1 << (round % 8),
+        }
+        fs::write(&path, bytes).unwrap();
+        if let Err((code, text)) = plugin.add("new") {
+            assert!(code == IO_FAILURE && text.contains("when no pod of this network"), "{text}");
+            told += 1;
+        }
+    }
+    assert!(told > 50, "{told}");
+}
+
 /// The file of another boot is not even opened: it may be torn.
 #[test]
 fn leases_of_another_boot_are_dropped() {

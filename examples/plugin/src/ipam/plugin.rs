@@ -2,6 +2,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Write};
 use std::net::IpAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use podwire_cni::types::{Dns, Ip, Success};
@@ -24,9 +25,10 @@ impl Plugin for Ipam {
         let dns = settings.resolv_conf.as_deref().map(read_resolv_conf).transpose()?;
 
         let owner = owner(&add.attachment());
-        let grants = open(&add.config)?
-            .write(|ledger| ledger.allocate(&owner, &settings.plan, &asked))
-            .map_err(of_store)?;
+        let grants = in_store(&add.config, || {
+            let file = open(&add.config)?;
+            file.write(|ledger| ledger.allocate(&owner, &settings.plan, &asked)).map_err(of_store)
+        })?;
 
         let mut success = Success::default();
         for grant in grants {
@@ -42,9 +44,11 @@ impl Plugin for Ipam {
     /// Looks at nothing but the network's name and `dataDir`: what was granted under another
     /// configuration is released, too.
     fn del(&self, del: &Del) -> Result<(), Error> {
-        let Some(file) = open_existing(&del.config)? else { return Ok(()) };
         let owner = owner(&del.attachment());
-        file.write(|ledger| ledger.release(&owner)).map(|_| ()).map_err(of_store)
+        in_store(&del.config, || {
+            let Some(file) = open_existing(&del.config)? else { return Ok(()) };
+            file.write(|ledger| ledger.release(&owner)).map(|_| ()).map_err(of_store)
+        })
     }
 
     fn check(&self, check: &Check) -> Result<(), Error> {
@@ -55,7 +59,8 @@ impl Plugin for Ipam {
             check.prev_result.ips.iter().map(|ip| ip.address.ip()).collect();
         let mut differences = Vec::new();
         let mut held = Vec::new();
-        if let Some(file) = open_existing(&check.config)? {
+        in_store(&check.config, || {
+            let Some(file) = open_existing(&check.config)? else { return Ok(()) };
             file.read(|ledger| {
                 held = ledger.held(&owner)?;
                 for address in stated.iter().filter(|address| !held.contains(address)) {
@@ -68,8 +73,8 @@ impl Plugin for Ipam {
                 }
                 Ok(())
             })
-            .map_err(of_store)?;
-        }
+            .map_err(of_store)
+        })?;
         for address in held.iter().filter(|address| !stated.contains(address)) {
             differences.push(format!("{address} is held but not in prevResult"));
         }
@@ -86,27 +91,42 @@ impl Plugin for Ipam {
 
     fn status(&self, status: &Status) -> Result<(), Error> {
         let settings = Settings::read(&status.config)?;
-        open(&status.config)
-            .and_then(|file| file.read(|ledger| ledger.available(&settings.plan)).map_err(of_store))
-            .map_err(|error| {
-                Error::new(Code::PLUGIN_NOT_AVAILABLE, error.msg()).with_details(error.details())
-            })
+        in_store(&status.config, || {
+            let file = open(&status.config)?;
+            file.read(|ledger| ledger.available(&settings.plan)).map_err(of_store)
+        })
+        .map_err(|error| {
+            Error::new(Code::PLUGIN_NOT_AVAILABLE, error.msg()).with_details(error.details())
+        })
     }
 
     fn gc(&self, gc: &Gc) -> Result<(), Error> {
-        let Some(file) = open_existing(&gc.config)? else { return Ok(()) };
         let valid: BTreeSet<(&str, &str)> = gc
             .valid_attachments
             .iter()
             .map(|attachment| (attachment.container_id.as_str(), attachment.ifname.as_str()))
             .collect();
         let keep = |owner: &Owner| valid.contains(&(owner.container_id(), owner.ifname()));
-        file.write(|ledger| ledger.retain(keep)).map(|_| ()).map_err(of_store)
+        in_store(&gc.config, || {
+            let Some(file) = open_existing(&gc.config)? else { return Ok(()) };
+            file.write(|ledger| ledger.retain(keep)).map(|_| ()).map_err(of_store)
+        })
     }
 }
 
 fn owner(attachment: &Attachment) -> Owner {
     Owner::new(attachment.container_id.as_str(), attachment.ifname.as_str())
+}
+
+/// Calls what uses the store. Of a damaged file the database finds much out by itself, but panics
+/// at some of it.
+fn in_store<R>(config: &NetworkConfig, act: impl FnOnce() -> Result<R, Error>) -> Result<R, Error> {
+    catch_unwind(AssertUnwindSafe(act)).unwrap_or_else(|_| {
+        let msg = format!("the store of network {} is damaged", config.name());
+        let folder = data_dir(config)?;
+        let hint = "when no pod of this network runs any more, remove its file in";
+        Err(Error::new(Code::IO_FAILURE, msg).with_details(format!("{hint} {}", folder.display())))
+    })
 }
 
 fn open(config: &NetworkConfig) -> Result<File, Error> {
