@@ -13,8 +13,12 @@ use serde::Deserialize;
 use crate::Result;
 
 /// The binaries that tests and the demo run, and the packages they are in.
-pub const PROGRAMS: [(&str, &str); 3] =
-    [("podwired", "podwire-agent"), ("podwire", "podwire-cli"), ("podwire-cni", "podwire-plugin")];
+pub const PROGRAMS: [(&str, &str); 4] = [
+    ("podwired", "podwire-agent"),
+    ("podwire", "podwire-cli"),
+    ("podwire-cni", "podwire-plugin"),
+    ("podwire-ipam", "podwire-plugin"),
+];
 
 /// One profile for all that is tested, linted and documented, so that nothing is built twice.
 pub const PROFILE: [&str; 2] = ["--profile", "ci"];

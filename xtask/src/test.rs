@@ -31,8 +31,12 @@ const LIMIT: Duration = Duration::from_secs(600);
 const SMOKE_RUNS: u64 = 5_000;
 
 /// Largest release binaries, in bytes.
-const SIZES: [(&str, u64); 3] =
-    [("podwired", 8_000_000), ("podwire", 8_000_000), ("podwire-cni", 2_000_000)];
+const SIZES: [(&str, u64); 4] = [
+    ("podwired", 8_000_000),
+    ("podwire", 8_000_000),
+    ("podwire-cni", 2_000_000),
+    ("podwire-ipam", 2_000_000),
+];
 
 /// Crates of the kernel's side: workspaces of their own.
 const EBPF_CRATES: [&str; 3] = ["benches/kernel", "crates/bpf/tests/kernel", "crates/ebpf"];
