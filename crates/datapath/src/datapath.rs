@@ -304,6 +304,27 @@ impl Datapath {
         Ok(self.tables.slots.set(number, &slot)?)
     }
 
+    /// Changes the MAC of an endpoint's interface in the container. What is on its way in that moment is
+    /// dropped, and never judged by half of each.
+    ///
+    /// # Errors
+    ///
+    /// If no endpoint is known on the link, or the map refuses.
+    pub fn set_mac(&self, ifindex: u32, mac: Mac) -> Result<()> {
+        let _writer = self.lock();
+        let number = self.tables.links.get(&ifindex)?.ok_or(Error::NoEndpoint { ifindex })?;
+        let slot = self.tables.slots.get(number)?;
+        let host_mac = slot.to_pod.source();
+        let changed = Slot {
+            from_pod: EthernetPair::new(host_mac, mac),
+            to_pod: EthernetPair::new(mac, host_mac),
+            ..slot
+        };
+        let unbelieved = Slot { generation: empty_generation(slot.generation), ..changed };
+        self.tables.slots.set(number, &unbelieved)?;
+        Ok(self.tables.slots.set(number, &changed)?)
+    }
+
     /// No address may belong to an endpoint in another slot.
     fn check_holders(&self, endpoint: &EndpointConfig, own: Option<u32>) -> Result<()> {
         for &address in &endpoint.addresses {

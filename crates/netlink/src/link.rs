@@ -30,6 +30,7 @@ const IFLA_EXT_MASK: u16 = 29;
 const IFLA_NUM_TX_QUEUES: u16 = 31;
 const IFLA_NUM_RX_QUEUES: u16 = 32;
 const IFLA_LINK_NETNSID: u16 = 37;
+const IFLA_TARGET_NETNSID: u16 = 46;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
 const VETH_INFO_PEER: u16 = 1;
@@ -633,6 +634,41 @@ impl Request for LinkChange {
 /// A request for one interface; [`Replies::take_link`](crate::Replies::take_link) gives the answer.
 #[derive(Debug, Clone, Copy)]
 pub struct Query(pub LinkId);
+
+/// A request for one interface of another network namespace, which has a number in this one: the
+/// other end of a pair, by [`Link::peer_netns`] and [`Link::peer`].
+///
+/// Minimum kernel: 4.16 (`IFLA_TARGET_NETNSID`). Needs `CAP_NET_ADMIN` over that namespace.
+#[derive(Debug, Clone, Copy)]
+pub struct QueryIn(pub NetnsId, pub IfIndex);
+
+impl Request for QueryIn {
+    fn message_type(&self) -> u16 {
+        RTM_GETLINK
+    }
+
+    fn flags(&self) -> u16 {
+        0
+    }
+
+    fn emit(&self, message: &mut MessageBuilder<'_>) {
+        ifinfomsg(message, Some(self.1), 0, 0);
+        message.attr_u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS);
+        message.attr_u32(IFLA_TARGET_NETNSID, self.0.0.cast_unsigned());
+    }
+
+    fn operation(&self) -> Operation {
+        Operation::Query
+    }
+
+    fn subject(&self) -> Subject {
+        Subject::Link(LinkId::Index(self.1))
+    }
+
+    fn answers(&self) -> Answers {
+        Answers::Object
+    }
+}
 
 /// A request to remove an interface; of a pair, both ends go.
 #[derive(Debug, Clone, Copy)]

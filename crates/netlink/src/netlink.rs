@@ -3,7 +3,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use crate::connection::Connection;
-use crate::link::{Query, Remove, RemoveGroup};
+use crate::link::{Query, QueryIn, Remove, RemoveGroup};
 use crate::socket::Socket;
 use crate::wire::Message;
 use crate::{
@@ -172,6 +172,22 @@ impl Netlink {
     /// When the exchange fails.
     pub fn find_link(&mut self, link: impl Into<LinkId>) -> Result<Option<Link>, Error> {
         match self.link(link) {
+            Err(error) if error.is_not_found() => Ok(None),
+            other => other.map(Some),
+        }
+    }
+
+    /// Looks at the other end of a veth pair, wherever it is; `None` if it is gone.
+    ///
+    /// # Errors
+    ///
+    /// When the exchange fails, or the other namespace is not this process's to look into.
+    pub fn peer_of(&mut self, link: &Link) -> Result<Option<Link>, Error> {
+        let Some(peer) = link.peer else { return Ok(None) };
+        let Some(netns) = link.peer_netns else { return self.find_link(peer) };
+        let mut batch = Batch::new();
+        let asked = batch.push(&QueryIn(netns, peer));
+        match self.send(&mut batch)?.take_link(asked) {
             Err(error) if error.is_not_found() => Ok(None),
             other => other.map(Some),
         }

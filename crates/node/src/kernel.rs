@@ -73,6 +73,10 @@ impl Datapath for KernelDatapath {
         Ok(self.0.set_delivery(ifindex, theirs(delivery))?)
     }
 
+    fn set_mac(&self, ifindex: u32, mac: Mac) -> Result<(), Source> {
+        Ok(self.0.set_mac(ifindex, mac.0)?)
+    }
+
     fn refresh(&self, link: &str, ifindex: u32) -> Result<(), Source> {
         // What was attached provisionally is attached for good along with all others.
         let (Attached::InPlace | Attached::Provisionally) = self.0.refresh(link, ifindex)?;
@@ -204,6 +208,14 @@ impl Links for KernelLinks {
         let removed =
             self.deletions.call(index).ok_or("the thread that deletes links has ended")?;
         removed.map_err(|error| chain(&**error).into())
+    }
+
+    fn peer_mac(&self, index: u32) -> Result<Option<Mac>, Source> {
+        let Some(index) = IfIndex::new(index) else { return Ok(None) };
+        let mut netlink = Netlink::open()?;
+        let Some(link) = netlink.find_link(index)? else { return Ok(None) };
+        let peer = netlink.peer_of(&link)?;
+        Ok(peer.and_then(|peer| peer.mac).map(|mac| Mac(mac.octets())))
     }
 
     fn unmark(&self, index: u32, alias: &str) -> Result<(), Source> {

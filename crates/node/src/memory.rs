@@ -1,9 +1,9 @@
 //! The kernel's part in memory, for the tests of the rules above it.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Mutex;
 
-use podwire_api::{AttachMode, Delivery, Difference, Disciplines};
+use podwire_api::{AttachMode, Delivery, Difference, Disciplines, Mac};
 
 use crate::error::Source;
 use crate::seam::{Datapath, Link, Links, Pin, Row, Survey};
@@ -29,6 +29,11 @@ impl MemoryDatapath {
 
     pub(crate) fn attached(&self) -> Vec<String> {
         self.state.lock().unwrap().attached.keys().cloned().collect()
+    }
+
+    /// Somebody else takes the programs off.
+    pub(crate) fn detach(&self, link: &str) {
+        self.state.lock().unwrap().attached.remove(link);
     }
 
     /// Links whose programs are attached in the node's way.
@@ -82,6 +87,14 @@ impl Datapath for MemoryDatapath {
         self.call("set_delivery", |state| {
             for row in state.rows.values_mut().filter(|row| row.ifindex == ifindex) {
                 row.delivery = delivery;
+            }
+        })
+    }
+
+    fn set_mac(&self, ifindex: u32, mac: Mac) -> Result<(), Source> {
+        self.call("set_mac", |state| {
+            for row in state.rows.values_mut().filter(|row| row.ifindex == ifindex) {
+                row.mac = mac;
             }
         })
     }
@@ -140,6 +153,8 @@ impl Datapath for MemoryDatapath {
 pub(crate) struct MemoryLinks {
     links: Mutex<BTreeMap<u32, Link>>,
     foreign: Mutex<HashMap<u32, Delivery>>,
+    bare: Mutex<HashSet<u32>>,
+    peers: Mutex<HashMap<u32, Mac>>,
 }
 
 impl MemoryLinks {
@@ -156,6 +171,16 @@ impl MemoryLinks {
     /// Something hangs on that link now.
     pub(crate) fn set_foreign(&self, index: u32, delivery: Delivery) {
         self.foreign.lock().unwrap().insert(index, delivery);
+    }
+
+    /// Our filters are gone from it.
+    pub(crate) fn lose_programs(&self, index: u32) {
+        self.bare.lock().unwrap().insert(index);
+    }
+
+    /// The other end has this MAC now.
+    pub(crate) fn set_peer_mac(&self, index: u32, mac: Mac) {
+        self.peers.lock().unwrap().insert(index, mac);
     }
 
     /// Nothing does any more.
@@ -178,6 +203,10 @@ impl Links for MemoryLinks {
         Ok(())
     }
 
+    fn peer_mac(&self, index: u32) -> Result<Option<Mac>, Source> {
+        Ok(self.peers.lock().unwrap().get(&index).copied())
+    }
+
     fn unmark(&self, index: u32, alias: &str) -> Result<(), Source> {
         let mut links = self.links.lock().unwrap();
         let marked = links.get_mut(&index).filter(|link| link.alias.as_deref() == Some(alias));
@@ -195,7 +224,8 @@ impl Links for MemoryLinks {
         let foreign = self.foreign.lock().unwrap();
         let of = |index: &u32| foreign.get(index).map(|delivery| (*index, *delivery));
         let foreign = indices.iter().filter_map(of).collect();
-        // Nobody takes our programs off in memory.
-        Ok(Survey { foreign, ours: indices.iter().copied().collect() })
+        let bare = self.bare.lock().unwrap();
+        let ours = indices.iter().filter(|index| !bare.contains(index)).copied().collect();
+        Ok(Survey { foreign, ours })
     }
 }

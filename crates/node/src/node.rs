@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use ipnetwork::IpNetwork;
 use podwire_api::{
     AttachMode, Delivery, Endpoint, EndpointId, EndpointRequest, Inspection, Interface, Lease,
-    LeaseReply, LeaseRequest, LeaseState, Mark, NodeConfig, OtherFamilies, PoolUsage, Removed,
+    LeaseReply, LeaseRequest, LeaseState, Mac, Mark, NodeConfig, OtherFamilies, PoolUsage, Removed,
 };
 use podwire_ipam::{Addresses, Allocator, Family, Owner, Request, Time};
 
@@ -218,6 +218,33 @@ impl Node {
         Ok(())
     }
 
+    /// Looks at the other ends of endpoints' links, whose MACs somebody may have changed: the
+    /// `tuning` plugin, say, or a process in the container. The datapath knows only one as the pod's.
+    pub(crate) fn peers_changed(&self, indices: &[u32]) -> Result<(), Error> {
+        for &index in indices {
+            let Some(Endpoint { id, .. }) = self.endpoint_of(index) else { continue };
+            let _turn = self.turns.take(&id);
+            let Some(mut endpoint) = self.endpoint(&id) else { continue };
+            let found = self.links.peer_mac(index).map_err(look_at("the other end of a link"))?;
+            let Some(mac) = found.filter(|mac| *mac != endpoint.mac) else { continue };
+            if endpoint.ifindex != index {
+                continue;
+            }
+            self.datapath.set_mac(index, mac).map_err(map(&id))?;
+            tracing::info!(%id, before = %endpoint.mac, now = %mac, "its MAC changed");
+            endpoint.mac = mac;
+            self.store.put(&endpoint).map_err(shared)?;
+            self.endpoints().insert(id.clone(), endpoint);
+        }
+        Ok(())
+    }
+
+    /// Whether a link in a container, whose other end has this number, is an endpoint's that has
+    /// another MAC on record.
+    pub(crate) fn is_news(&self, ifindex: u32, mac: Mac) -> bool {
+        self.endpoints().values().any(|one| one.ifindex == ifindex && one.mac != mac)
+    }
+
     /// Looks at every link, after an unknown number of changes.
     pub(crate) fn all_changed(&self) -> Result<(), Error> {
         let present: HashSet<u32> = {
@@ -229,7 +256,8 @@ impl Node {
         for index in gone {
             self.link_vanished(index)?;
         }
-        self.links_changed(&present)
+        self.links_changed(&present)?;
+        self.peers_changed(&present)
     }
 
     /// Attaches one endpoint's programs for good, if one still waits for it. Says whether there was
@@ -765,7 +793,7 @@ fn unmap(id: &EndpointId) -> impl FnOnce(Source) -> Error + use<> {
 
 #[cfg(test)]
 mod tests {
-    use podwire_api::{Disciplines, ErrorCode, Mac};
+    use podwire_api::{Disciplines, ErrorCode};
     use podwire_ipam::PoolConfig;
 
     use super::*;
@@ -848,6 +876,21 @@ mod tests {
             let addresses = self.lease(container)?;
             self.plug(container, index);
             self.node.create(&id(container), &Self::request(container, index, &addresses))
+        }
+
+        fn lease_in(&self, container: &str, network: &str) -> Vec<IpAddr> {
+            let network = Some(network.to_owned());
+            let request = LeaseRequest { network, ..LeaseRequest::new(id(container)) };
+            let reply = self.node.lease(&request).unwrap();
+            reply.addresses.iter().map(IpNetwork::ip).collect()
+        }
+
+        fn create_in(&self, container: &str, index: u32, network: &str) {
+            let request = EndpointRequest {
+                network: Some(network.to_owned()),
+                ..Self::request(container, index, &self.lease_in(container, network))
+            };
+            self.node.create(&id(container), &request).unwrap();
         }
 
         fn is_empty(&self) -> bool {
@@ -1068,6 +1111,51 @@ mod tests {
         assert_eq!(delivery(), Delivery::Peer);
         bench.links.set_foreign(8, Delivery::Egress);
         assert_eq!(bench.add("c2", 8).unwrap().delivery, Delivery::Egress);
+    }
+
+    #[test]
+    fn a_changed_mac_is_followed() {
+        let bench = bench();
+        bench.add("c1", 7).unwrap();
+        let other = Mac([2, 0, 0, 0, 0, 9]);
+        assert!(bench.node.is_news(7, other) && !bench.node.is_news(7, MAC));
+        bench.links.set_peer_mac(7, other);
+        bench.node.peers_changed(&[99, 7]).unwrap();
+        assert_eq!(bench.datapath.rows().unwrap()[0].1.mac, other);
+        assert_eq!(bench.node.endpoint(&id("c1")).unwrap().mac, other);
+    }
+
+    #[test]
+    fn programs_that_somebody_took_off_are_attached_again() {
+        let bench = bench();
+        bench.add("c1", 7).unwrap();
+        bench.datapath.detach(&id("c1").host_link());
+        bench.links.lose_programs(7);
+        bench.node.links_changed(&[7]).unwrap();
+        assert_eq!(bench.datapath.attached(), [id("c1").host_link()]);
+    }
+
+    #[test]
+    fn collection_removes_what_is_of_no_valid_attachment() {
+        let bench = bench();
+        for (name, index) in [("kept", 7), ("gone", 8), ("half", 9)] {
+            bench.lease_in(name, "podnet");
+            bench.plug(name, index);
+        }
+        bench.lease_in("leased", "podnet");
+        bench.lease_in("others", "other");
+        for (name, index) in [("kept", 7), ("gone", 8)] {
+            bench.create_in(name, index, "podnet");
+        }
+        // Its agent was restarted since, and knows only what stands.
+        bench.plug("stray", 10);
+        let (removed, failed) = bench.node.collect("podnet", &BTreeSet::from([id("kept")]));
+        assert!(failed.is_empty(), "{failed:?}");
+        assert_eq!(removed, ["gone", "half", "leased", "stray"].map(id));
+        assert_eq!(bench.node.list().len(), 1);
+        let leased: Vec<_> = bench.node.leases().into_iter().map(|lease| lease.id).collect();
+        assert_eq!(leased, ["kept", "others"].map(id));
+        assert_eq!(bench.links.all().unwrap().len(), 1);
     }
 
     #[test]

@@ -49,6 +49,9 @@ pub(crate) trait Datapath: Debug + Send + Sync {
     /// Changes how packets are handed to the endpoint of an interface.
     fn set_delivery(&self, ifindex: u32, delivery: Delivery) -> Result<(), Source>;
 
+    /// Changes the MAC of an endpoint's interface in the container.
+    fn set_mac(&self, ifindex: u32, mac: Mac) -> Result<(), Source>;
+
     /// Puts today's programs in the place of those on a host link, without a gap, and attaches
     /// those that are missing, in the way that costs least.
     fn refresh(&self, link: &str, ifindex: u32) -> Result<(), Source>;
@@ -105,6 +108,9 @@ pub(crate) trait Links: Debug + Send + Sync {
 
     /// Deletes one, and waits for a grace period in doing so. Nothing there is no error.
     fn delete(&self, index: u32) -> Result<(), Source>;
+
+    /// The MAC of the other end of a pair; `None` if it is gone.
+    fn peer_mac(&self, index: u32) -> Result<Option<Mac>, Source>;
 
     /// Takes the alias off one, if it still is this one. Nothing there is no error.
     fn unmark(&self, index: u32, alias: &str) -> Result<(), Source>;

@@ -334,7 +334,12 @@ ENDPOINT            POD          IPV4      IPV6  LINK             SLOT  DELIVERY
             text.contains("up 1d1h") && text.contains("2^64") && text.contains("  none"),
             "{text}"
         );
-        let problem = Problem { what: "W".into(), why: "Y".into(), fix: "F".into(), effect: Effect::Possible };
+        let problem = Problem {
+            what: "W".into(),
+            why: "Y".into(),
+            fix: "F".into(),
+            effect: Effect::Possible,
+        };
         status.problems.push(problem);
         let text = plain(&status_text(&status));
         assert!(text.contains("  W\n    why: Y\n    fix: F\n"), "{text}");
