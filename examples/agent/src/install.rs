@@ -140,10 +140,10 @@ fn install(options: &Options, report: &mut Report) -> Result<()> {
     {
         return Err(Error::Foreign { path: conf.path_of(FILE_NAME) });
     }
-    let bin = Folder::create(&options.bin_dir)?;
-    if bin.is_same_as(&conf)? {
+    if conf.is_at(&options.bin_dir)? {
         return Err(Error::OneFolder { path: options.bin_dir.clone() });
     }
+    let bin = Folder::create(&options.bin_dir)?;
 
     // Whenever this is interrupted, the record has the hash of the binary that is there.
     let mut recorded = Record::read(&bin)?;
@@ -168,6 +168,11 @@ fn remove(options: &Options, report: &mut Report) -> Result<()> {
     let path = options.conf_dir.join(FILE_NAME);
     // Held to the end, so that no other install comes between.
     let conf = Folder::open(&options.conf_dir)?;
+    if let Some(conf) = &conf
+        && conf.is_at(&options.bin_dir)?
+    {
+        return Err(Error::OneFolder { path: options.bin_dir.clone() });
+    }
     match conf.as_ref().map(|folder| folder.read(FILE_NAME)).transpose()?.flatten() {
         Some(found) if !conflist::is_ours(&found) => {
             report.line("left", format_args!("{}: it is not podwire's", path.display()));

@@ -49,12 +49,15 @@ impl Folder {
         Ok(Some(Self { path: path.to_owned(), handle }))
     }
 
-    pub(super) fn is_same_as(&self, other: &Self) -> Result<bool> {
-        let number = |folder: &Self| {
-            let about = folder.handle.metadata().map_err(failed("look at", &folder.path))?;
-            Ok((about.dev(), about.ino()))
-        };
-        Ok(number(self)? == number(other)?)
+    /// Whether it is what is at this path. To be asked before that is opened as well: nobody gets a
+    /// second lock on a folder.
+    pub(super) fn is_at(&self, path: &Path) -> Result<bool> {
+        let own = self.handle.metadata().map_err(failed("look at", &self.path))?;
+        match fs::metadata(path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(failed("look at", path)(error)),
+            Ok(found) => Ok((own.dev(), own.ino()) == (found.dev(), found.ino())),
+        }
     }
 
     pub(super) fn path_of(&self, name: &str) -> PathBuf {
