@@ -154,7 +154,7 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
 /// Every package of the plugin, as `name vX.Y.Z (where)`.
 fn tree(project: &Path, folder: &Path) -> Result<BTreeSet<String>> {
     let mut command = in_project(project, folder);
-    command.args(["tree", "--prefix", "none", "--edges", "normal", "--no-dedupe"]);
+    command.args(["tree", "--prefix", "none", "--edges", "normal,build", "--no-dedupe"]);
     let output = command.stderr(Stdio::inherit()).output()?;
     if !output.status.success() {
         return Err(format!("cargo tree ended with {}", output.status).into());
