@@ -75,6 +75,7 @@ pub struct Package {
     id: String,
     /// Its name.
     pub name: String,
+    version: String,
     manifest_path: PathBuf,
     publish: Option<Vec<String>>,
 }
@@ -93,6 +94,12 @@ impl Metadata {
     pub fn published(&self) -> Vec<&str> {
         let public = |package: &&Package| package.publish.as_ref().is_none_or(|to| !to.is_empty());
         self.packages.iter().filter(public).map(|package| package.name.as_str()).collect()
+    }
+
+    /// The version of a package.
+    pub fn version(&self, name: &str) -> Option<&str> {
+        let package = self.packages.iter().find(|package| package.name == name)?;
+        Some(&package.version)
     }
 }
 
