@@ -81,7 +81,7 @@ mod version;
 
 pub use args::Args;
 pub use config::{NetworkConfig, RuntimeConfig};
-pub use dispatch::{Exit, dispatch, run};
+pub use dispatch::{Exit, INPUT_TIMEOUT, dispatch, run};
 pub use environment::{Command, Environment};
 pub use error::{Code, Error};
 pub use names::{Attachment, ContainerId, IfName, InvalidName, Netns, NetworkName};
