@@ -170,11 +170,22 @@ fn plugins_from_the_networks_folder_follow() {
     assert!(error.contains("type is missing"), "{error}");
 }
 
+/// Found by the fuzz target `cni_cache`: numbers were read with an error in the last digit.
+#[test]
+fn numbers_are_passed_on_as_they_are() {
+    let text =
+        br#"{"kind": "cniCacheV1", "containerId": "c1", "ifName": "eth0", "networkName": "n",
+        "capabilityArgs": {"x": 8.080000000000001e+111}}"#;
+    let entry = Entry::parse(text).unwrap();
+    assert!(String::from_utf8(entry.to_json()).unwrap().contains("8.080000000000001e+111"));
+}
+
 fn json_value() -> impl Strategy<Value = Value> {
     let leaf = prop_oneof![
         Just(Value::Null),
         any::<bool>().prop_map(Value::from),
         any::<i64>().prop_map(Value::from),
+        any::<f64>().prop_map(Value::from),
         ".{0,8}".prop_map(Value::from),
     ];
     leaf.prop_recursive(3, 16, 4, |inner| {
