@@ -7,6 +7,8 @@
 //! A plugin cannot hold up its caller: input and outputs are served together, so that neither
 //! side waits for the other; what it prints is read up to [`MAX_OUTPUT`]; when its time is up, it
 //! and its process group are killed. What it says on standard error goes to ours as it comes.
+//! Having a process group of its own, it goes on if this process is killed or interrupted: what it
+//! has begun is not left half done.
 //!
 //! It needs Linux 5.3 (`pidfd_open`).
 
@@ -16,6 +18,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{self, Child, ChildStderr, ChildStdin, ChildStdout, ExitStatus, Stdio};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -36,6 +39,12 @@ pub const MAX_OUTPUT: usize = 1024 * 1024;
 
 /// How much of its standard error is kept for the message, in bytes.
 const MAX_TAIL: usize = 2048;
+
+/// What a longer time is cut to: a point in time must be left to hold.
+const LONGEST_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// How long a file that somebody is writing is waited for, and how often.
+const BUSY: (Duration, Duration) = (Duration::from_secs(5), Duration::from_millis(50));
 
 /// How long a killed plugin is waited for: one that the kernel holds does not end.
 const BURIAL: Duration = Duration::from_secs(1);
@@ -167,9 +176,10 @@ impl Executable {
             let msg = format!("plugin {}: cannot {what} {}", self.name, self.file.display());
             Error::new(Code::IO_FAILURE, msg).with_source(error)
         };
-        let mut child = command.spawn().map_err(|error| io_failure("run", &error))?;
+        let deadline = Instant::now() + timeout.min(LONGEST_TIMEOUT);
+        let mut child = spawn(&mut command, deadline).map_err(|error| io_failure("run", &error))?;
         let mut talk = Talk::default();
-        match talk.hold(&mut child, &input, timeout) {
+        match talk.hold(&mut child, &input, deadline) {
             Ok(Some(status)) => self.judge(status, talk),
             Ok(None) => {
                 kill(&mut child);
@@ -217,6 +227,24 @@ impl Executable {
     }
 }
 
+/// Starts a plugin. While it is being replaced its file may be open for writing, and cannot be run:
+/// libcni waits as well.
+fn spawn(command: &mut process::Command, deadline: Instant) -> io::Result<Child> {
+    let (longest, pause) = BUSY;
+    let deadline = deadline.min(Instant::now() + longest);
+    loop {
+        match command.spawn() {
+            Err(error)
+                if error.kind() == io::ErrorKind::ExecutableFileBusy
+                    && Instant::now() < deadline =>
+            {
+                thread::sleep(pause);
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
 /// Refuses a `type` that names something else than a file in a folder of plugins.
 pub(crate) fn require_file_name(name: &str) -> Result<(), Error> {
     if !name.is_empty() && !matches!(name, "." | "..") && !name.contains(['/', '\0']) {
@@ -258,9 +286,8 @@ impl Talk {
         &mut self,
         child: &mut Child,
         input: &[u8],
-        timeout: Duration,
+        deadline: Instant,
     ) -> io::Result<Option<ExitStatus>> {
-        let deadline = Instant::now() + timeout;
         let ended: OwnedFd = pidfd_open(Pid::from_child(child), PidfdFlags::empty())?;
         let mut stdin = child.stdin.take();
         let mut stdout = child.stdout.take();
@@ -328,9 +355,8 @@ fn wait_for(
     fds.extend(stdout.as_ref().map(|pipe| PollFd::new(pipe, PollFlags::IN)));
     fds.extend(stderr.as_ref().map(|pipe| PollFd::new(pipe, PollFlags::IN)));
     let left = deadline.saturating_duration_since(Instant::now());
-    // A time that no timespec holds is no limit.
-    let left = Timespec::try_from(left).ok();
-    match poll(&mut fds, left.as_ref()) {
+    let left = Timespec::try_from(left).map_err(io::Error::other)?;
+    match poll(&mut fds, Some(&left)) {
         Ok(_) => Ok(!fds[0].revents().is_empty()),
         Err(Errno::INTR) => Ok(false),
         Err(error) => Err(error.into()),

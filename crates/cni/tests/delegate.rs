@@ -83,6 +83,7 @@ fn recorded(folder: &Path) -> Vec<String> {
 }
 
 #[test]
+#[ignore = "needs containernetworking-plugins"]
 fn host_local_in_every_version_it_has() {
     if allowed_missing("containernetworking-plugins", || Path::new(DEBIANS).exists()) {
         return;
@@ -114,6 +115,7 @@ fn host_local_in_every_version_it_has() {
 }
 
 #[test]
+#[ignore = "needs containernetworking-plugins"]
 fn static_in_the_oldest_version() {
     if allowed_missing("containernetworking-plugins", || Path::new(DEBIANS).exists()) {
         return;
@@ -135,6 +137,7 @@ fn static_in_the_oldest_version() {
 }
 
 #[test]
+#[ignore = "needs containernetworking-plugins"]
 fn an_add_that_fails_later_gives_the_addresses_back() {
     if allowed_missing("containernetworking-plugins", || Path::new(DEBIANS).exists()) {
         return;
@@ -320,6 +323,22 @@ fn inputs_and_outputs_beyond_a_pipes_room() {
         assert_eq!(ipam(&add).add(&add).unwrap().ips.len(), 1, "{name}");
     }
     assert!(plugins.noted("loud.ADD.stdin").len() > 500_000);
+}
+
+#[test]
+fn one_that_is_being_replaced_is_waited_for() {
+    let plugins = Oddities::new(&[]);
+    let file = plugins.0.path().join("good");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/plugins/odd.sh");
+    fs::copy(script, &file).unwrap();
+    let writer = fs::OpenOptions::new().append(true).open(&file).unwrap();
+    let add = plugins.add("good");
+    std::thread::scope(|scope| {
+        let added = scope.spawn(|| ipam(&add).with_timeout(Duration::MAX).add(&add));
+        std::thread::sleep(Duration::from_millis(100));
+        drop(writer);
+        assert_eq!(added.join().unwrap().unwrap().ips.len(), 1);
+    });
 }
 
 #[test]

@@ -173,6 +173,39 @@ fn garbage_is_collected_and_the_rest_stays() {
 
 #[test]
 #[ignore = "needs root: network and mount namespaces; needs containernetworking-plugins"]
+fn debians_ptp_delegates_to_our_example_and_is_followed_by_another() {
+    if missing() {
+        return;
+    }
+    let examples = std::env::current_exe().unwrap();
+    let examples = examples.parent().unwrap().with_file_name("examples");
+    let host = Host::new().unwrap();
+    let pod = host.add_pod("a").unwrap();
+    let list = json!({
+        "cniVersion": "1.0.0", "name": "ours", "plugins": [
+            {
+                "type": "ptp",
+                "ipam": {"type": "fixed_ipam", "address": "10.79.0.5/24", "gateway": "10.79.0.1"},
+            },
+            {"type": "call_log", "logFile": "/run/calls"},
+        ],
+    });
+    let network = Network::parse(list.to_string().as_bytes()).unwrap();
+    let runtime = Runtime::new([PLUGINS.into(), examples], Cache::new("/var/lib/cni"));
+    host.run(|| runtime.validate(&network)).unwrap();
+    let success = host.run(|| runtime.add(&network, &request(&pod))).unwrap();
+    assert_eq!(success.ips[0].address, "10.79.0.5/24".parse().unwrap());
+    assert!(pod.run(|| interface::addresses("eth0")).unwrap().contains(&[10, 79, 0, 5].into()));
+    host.run(|| runtime.check(&network, &request(&pod))).unwrap();
+    host.run(|| runtime.del(&network, &request(&pod))).unwrap();
+    assert_eq!(pod.run(interface::names).unwrap(), ["lo"]);
+    let calls = host.run(|| std::fs::read_to_string("/run/calls")).unwrap();
+    let expected = "ours ADD a/eth0 /run/netns/a\nours CHECK a/eth0\nours DEL a/eth0\n";
+    assert_eq!(calls, expected);
+}
+
+#[test]
+#[ignore = "needs root: network and mount namespaces; needs containernetworking-plugins"]
 fn what_is_remembered_is_enough_to_delete() {
     if missing() {
         return;

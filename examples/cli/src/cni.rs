@@ -69,8 +69,8 @@ enum Command {
     /// Removes what is left of attachments whose network namespace is gone.
     ///
     /// The plugins are told to keep the attachments that are remembered and whose namespace is
-    /// there, and to remove everything else of this network: what another runtime remembers
-    /// elsewhere, too.
+    /// there, or is not known, and to remove everything else of this network: what another runtime
+    /// remembers elsewhere, too.
     Gc {
         /// The network's name.
         network: String,
@@ -268,7 +268,7 @@ fn status(places: &Places, name: &str) -> Result<Page, Failure> {
 /// Which attachments a GC keeps, besides those that are named.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Keep {
-    /// Those whose network namespace is there.
+    /// Those whose network namespace is there, or not known.
     Living,
     /// None.
     Named,
@@ -280,8 +280,9 @@ fn gc(places: &Places, name: &str, named: &[Attachment], keep: Keep) -> Result<P
     require_plugins(&runtime, &network)?;
     let mut valid = named.to_vec();
     if keep == Keep::Living {
+        // Where libcni before 1.2 has attached something is not remembered: it may live.
         let living = |request: &Request| {
-            request.netns.as_ref().is_some_and(|netns| Path::new(netns.as_str()).exists())
+            request.netns.as_ref().is_none_or(|netns| Path::new(netns.as_str()).exists())
         };
         let entries = remembered(places)?.into_iter();
         let entries = entries.filter(|entry| entry.network == *network.name());

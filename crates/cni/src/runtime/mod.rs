@@ -52,7 +52,7 @@ pub struct Request {
     /// The container's id.
     pub container_id: ContainerId,
     /// The container's network namespace. ADD and CHECK need it; DEL works without when the
-    /// namespace is gone.
+    /// namespace is gone. What libcni before 1.2 has remembered has none.
     pub netns: Option<Netns>,
     /// The name that the interface has in the container.
     pub ifname: IfName,

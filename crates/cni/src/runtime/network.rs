@@ -199,6 +199,21 @@ impl Network {
         &self.text
     }
 
+    /// What each plugin gets to read, in the order of ADD: with its name the configuration that is
+    /// derived from the list, from the result that it is given, if any, and from the values of
+    /// [`Request::capabilities`].
+    ///
+    /// [`Request::capabilities`]: super::Request::capabilities
+    pub fn executions(
+        &self,
+        prev_result: Option<&Value>,
+        capabilities: &Object,
+    ) -> impl Iterator<Item = (&str, Object)> {
+        self.plugins.iter().map(move |plugin| {
+            (plugin.plugin.as_str(), self.execution(plugin, prev_result, capabilities))
+        })
+    }
+
     pub(super) fn configs(&self) -> &[PluginConfig] {
         &self.plugins
     }

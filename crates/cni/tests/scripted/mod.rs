@@ -39,10 +39,6 @@ impl Plugins {
         fs::write(file, content).unwrap();
     }
 
-    pub(crate) fn remove(&self, file: &str) {
-        fs::remove_file(self.path().join(file)).unwrap();
-    }
-
     /// The calls since the last time, a line each.
     pub(crate) fn take_calls(&self) -> String {
         let file = self.path().join("calls");
