@@ -31,10 +31,10 @@ use k8s_cri::v1::{
     runtime_service_client::RuntimeServiceClient,
 };
 use node::{Node, at_once, until};
-use podwire_lab::{Attachment, Cni, Host, allowed_missing, binary, probe::Ping};
+use podwire_lab::{Host, allowed_missing, binary, probe::Ping};
 use runtime::{
-    Cgroups, SERVE, assert_no_notes, block, clean_command, endpoints, fetch, processes, write,
-    write_image,
+    Cgroups, SERVE, assert_no_notes, block, clean_command, collect_garbage, endpoints, fetch,
+    processes, remove_forgotten, write, write_image,
 };
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -49,6 +49,7 @@ const GUIDE: &str = include_str!("../../../docs/containerd.md");
 const SOCKET: &str = "/run/containerd/containerd.sock";
 const ROUTER: [&str; 2] = ["10.1.0.1", "fd00:1::1"];
 /// The guide's sandbox image; it does for containers, too.
+const NAMESPACE: &str = "default";
 const IMAGE: &str = "localhost/pause:1";
 
 /// No call takes longer, however busy the machine.
@@ -184,6 +185,9 @@ fn fifty_pods_come_and_go_while_the_agent_and_containerd_restart() {
         containerd.start_again();
         all.join().unwrap();
     });
+    assert_eq!(cri.sandboxes().unwrap(), [] as [&str; 0]);
+    containerd.collect_garbage();
+    println!("containerd forgot {:?}", remove_forgotten(&containerd.node, "containerd"));
     containerd.assert_clean();
 }
 
@@ -193,6 +197,16 @@ struct Pod {
     sandbox: String,
     container: String,
     addresses: [IpAddr; 2],
+}
+
+impl Pod {
+    fn reference(&self) -> Value {
+        json!({ "namespace": NAMESPACE, "name": self.name, "uid": uid_of(&self.name) })
+    }
+}
+
+fn uid_of(name: &str) -> String {
+    format!("uid-of-{name}")
 }
 
 /// A node with containerd on it.
@@ -271,7 +285,7 @@ impl Containerd {
         let endpoint = list.as_array().unwrap().iter().find(|e| e["container_id"] == pod.sandbox);
         let endpoint = endpoint.expect("the agent knows the sandbox");
         assert_eq!(endpoint["addresses"], json!(pod.addresses));
-        assert_eq!(endpoint["pod"], json!({ "namespace": "default", "name": pod.name }));
+        assert_eq!(endpoint["pod"], pod.reference());
         assert_eq!([&endpoint["ifname"], &endpoint["network"]], ["eth0", "podwire"]);
     }
 
@@ -304,18 +318,10 @@ impl Containerd {
     }
 
     /// What containerd 1.6 forgets when it is killed between making a sandbox's network and
-    /// recording the sandbox: the namespace and, in it, the endpoint. An operator has it removed by
-    /// the plugin's GC.
+    /// recording the sandbox has no DEL to come. An operator has it removed by the plugin's GC.
     fn collect_garbage(&self) {
-        let sandboxes = self.cri.sandboxes().unwrap();
-        let forgotten = endpoints(&self.node).iter().filter(|id| !sandboxes.contains(id)).count();
-        println!("containerd forgot {forgotten} sandboxes");
-        let list: Value = serde_json::from_str(block(GUIDE, "json")).unwrap();
-        let mut config = list["plugins"][0].clone();
-        (config["name"], config["cniVersion"]) = (list["name"].clone(), "1.1.0".into());
-        let plugin = Cni::new(&self.node.host, binary("podwire-cni").unwrap(), config);
-        let valid: Vec<_> = sandboxes.iter().map(|id| Attachment::new(id, "")).collect();
-        plugin.gc(&valid).unwrap();
+        let forgotten = collect_garbage(&self.node, GUIDE, &self.cri.sandboxes().unwrap());
+        println!("containerd forgot {forgotten} endpoints");
     }
 
     /// Asserts that nothing is left of any pod: links, routes, namespaces, mounts, pins, map
@@ -325,7 +331,7 @@ impl Containerd {
         assert_eq!(self.cri.sandboxes().unwrap(), [] as [&str; 0]);
         assert_no_notes(&self.node.host);
         until("no process but containerd's is left", || {
-            processes(&self.node).iter().all(|name| name == "containerd")
+            processes(&self.node).iter().all(|(_, name)| name == "containerd")
         });
         self.node.assert_clean();
     }
@@ -336,8 +342,9 @@ impl Drop for Containerd {
         if thread::panicking() {
             let log = self.node.host.run(|| fs::read_to_string("/run/containerd.log"));
             let log = log.unwrap_or_default();
-            let lines: Vec<_> = log.lines().collect();
-            eprintln!("containerd: {}", lines[lines.len().saturating_sub(60)..].join("\n"));
+            let lines: Vec<_> =
+                log.lines().filter(|line| !line.contains("loading plugin")).collect();
+            eprintln!("containerd: {}", lines[lines.len().saturating_sub(40)..].join("\n"));
         }
         // It may have ended already.
         let _ = self.child.kill();
@@ -529,8 +536,8 @@ impl Cri {
         PodSandboxConfig {
             metadata: Some(PodSandboxMetadata {
                 name: name.to_owned(),
-                uid: format!("uid-of-{name}"),
-                namespace: "default".to_owned(),
+                uid: uid_of(name),
+                namespace: NAMESPACE.to_owned(),
                 attempt,
             }),
             hostname: name.to_owned(),

@@ -17,7 +17,12 @@ use std::{
     time::Duration,
 };
 
-use podwire_lab::Host;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use podwire_lab::{Attachment, Cni, Host, binary};
+use serde_json::Value;
 
 use crate::node::{Node, until};
 
@@ -94,17 +99,22 @@ pub fn fetch(host: &Host, server: SocketAddr) -> String {
     name.unwrap()
 }
 
-/// Every process on the node but the agent and the lab's own.
-pub fn processes(node: &Node) -> Vec<String> {
+/// Every process on the node but the agent and the lab's own: number and name.
+pub fn processes(node: &Node) -> Vec<(i32, String)> {
     let mounts = node.host.run(|| fs::read_link("/proc/thread-self/ns/mnt")).unwrap();
     let agent = node.agent.pid().to_string();
-    let processes = fs::read_dir("/proc").unwrap().map(|entry| entry.unwrap().path());
-    let here = processes
-        .filter(|process| fs::read_link(process.join("ns/mnt")).is_ok_and(|other| other == mounts));
-    here.filter(|process| !process.ends_with(&agent))
-        .map(|process| fs::read_to_string(process.join("comm")).unwrap_or_default())
-        .map(|name| name.trim_end().to_owned())
-        .filter(|name| name != "podwire-lab")
+    let numbers = fs::read_dir("/proc")
+        .unwrap()
+        .filter_map(|entry| entry.unwrap().file_name().to_str()?.parse::<i32>().ok());
+    let here = numbers.filter(|number| {
+        fs::read_link(format!("/proc/{number}/ns/mnt")).is_ok_and(|other| other == mounts)
+    });
+    here.filter(|number| number.to_string() != agent)
+        .filter_map(|number| {
+            Some((number, fs::read_to_string(format!("/proc/{number}/comm")).ok()?))
+        })
+        .map(|(number, name)| (number, name.trim_end().to_owned()))
+        .filter(|(_, name)| name != "podwire-lab")
         .collect()
 }
 
@@ -113,6 +123,40 @@ pub fn endpoints(node: &Node) -> Vec<String> {
     let endpoints = node.cli(&["endpoint", "list"]);
     let ids = endpoints.as_array().unwrap().iter().map(|e| e["container_id"].as_str());
     ids.map(|id| id.unwrap().to_owned()).collect()
+}
+
+/// Has the plugin remove every endpoint whose container is not among these, in the guide's network;
+/// tells how many there were.
+pub fn collect_garbage(node: &Node, guide: &str, containers: &[String]) -> usize {
+    let forgotten = endpoints(node).iter().filter(|id| !containers.contains(id)).count();
+    let list: Value = serde_json::from_str(block(guide, "json")).unwrap();
+    let mut config = list["plugins"][0].clone();
+    // GC came with version 1.1.0.
+    (config["name"], config["cniVersion"]) = (list["name"].clone(), "1.1.0".into());
+    let plugin = Cni::new(&node.host, binary("podwire-cni").unwrap(), config);
+    let valid: Vec<_> = containers.iter().map(|id| Attachment::new(id, "")).collect();
+    plugin.gc(&valid).unwrap();
+    forgotten
+}
+
+/// Removes what a killed runtime forgot besides, when none of its containers is left: processes of
+/// its own, but for those of this name, and pinned namespaces. Tells what there was.
+pub fn remove_forgotten(node: &Node, spared: &str) -> Vec<String> {
+    let mut forgotten = Vec::new();
+    for (number, name) in processes(node).into_iter().filter(|(_, name)| name != spared) {
+        // It may be about to end by itself.
+        let _ = kill(Pid::from_raw(number), Signal::SIGKILL);
+        forgotten.push(name);
+    }
+    for name in node.host.pod_names().unwrap() {
+        // Killed between the two steps of removing it, a runtime leaves an empty file.
+        node.host
+            .remove_pod_netns(&name)
+            .or_else(|_| node.host.run(|| fs::remove_file(Path::new("/run/netns").join(&name))))
+            .unwrap();
+        forgotten.push(name);
+    }
+    forgotten
 }
 
 /// Asserts that neither the runtime's CNI library nor the plugin has noted anything.
@@ -129,7 +173,8 @@ pub fn assert_no_notes(host: &Host) {
 }
 
 /// A cgroup of its own in every hierarchy. A lab host does not take its cgroups along when it ends,
-/// so a process outside does, however this one ends.
+/// nor the processes of a container whose network namespace is pinned no more; so a process outside
+/// does, however this one ends.
 pub struct Cgroups {
     pub name: String,
     sweeper: Child,
@@ -137,10 +182,13 @@ pub struct Cgroups {
 
 impl Cgroups {
     pub fn new() -> Self {
-        /// Waits for the end of its input; then removes what has become empty, until all has.
+        /// Waits for the end of its input; then ends what is inside and removes what has become
+        /// empty, until all has.
         const SWEEP: &str = r#"
             cat
             for round in $(seq 3000); do
+                find /sys/fs/cgroup -path "*/$0*" -name cgroup.procs -exec cat {} + |
+                    sort -un | xargs -r kill -KILL
                 find /sys/fs/cgroup -depth -path "*/$0*" -type d -exec rmdir {} + && exit
                 sleep 0.01
             done"#;
