@@ -143,7 +143,7 @@ fn fifty_pods_come_and_go_while_the_agent_and_containerd_restart() {
         let some = |number| {
             until("some pods run", || {
                 started.load(Ordering::Relaxed) >= number || all.is_finished()
-            })
+            });
         };
         some(PODS / 4);
         containerd.node.agent.kill().unwrap();
@@ -392,7 +392,7 @@ impl Cri {
         })
     }
 
-    /// RuntimeReady, NetworkReady.
+    /// `RuntimeReady`, `NetworkReady`.
     fn conditions(&self) -> Result<Vec<(String, bool)>, Status> {
         let request = StatusRequest::default();
         let answer = self.call(async |to| Client::new(to).status(request).await)?;
