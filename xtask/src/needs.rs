@@ -15,10 +15,11 @@ use crate::{
 };
 
 /// Debian packages, and a file that shows that each is there.
-const PACKAGES: [(&str, &str); 14] = [
+const PACKAGES: [(&str, &str); 16] = [
     ("bpftool", "bpftool"),
     ("busybox-static", "busybox"),
     ("cargo-web", "/usr/bin/cargo"),
+    ("containerd", "containerd"),
     ("containernetworking-plugins", "/usr/lib/cni/ptp"),
     ("g++", "g++"),
     (
@@ -30,10 +31,15 @@ const PACKAGES: [(&str, &str); 14] = [
     ("iptables", "iptables"),
     ("nftables", "nft"),
     ("podman", "podman"),
+    (PROTOBUF_COMPILER, "protoc"),
     ("runc", "runc"),
     ("rust-web-src", "/usr/lib/rustlib/src/rust/library/core/src/lib.rs"),
     ("rustc-web", "/usr/bin/rustc"),
 ];
+
+/// The client of containerd's CRI is generated when it is built. Without it the tests of the agent
+/// do not build, so it may not be missing.
+const PROTOBUF_COMPILER: &str = "protobuf-compiler";
 
 const BPF_LINKER: &str = "bpf-linker";
 const BPF_LINKER_VERSION: &str = "0.13.0";
@@ -59,7 +65,8 @@ pub struct Need {
 /// All names that `--allow-missing` takes.
 pub fn names() -> Vec<&'static str> {
     let others = ["root", "lab", "rustfmt", "clippy", BPF_LINKER, CARGO_FUZZ];
-    others.into_iter().chain(PACKAGES.iter().map(|(name, _)| *name)).collect()
+    let packages = PACKAGES.iter().map(|(name, _)| *name);
+    others.into_iter().chain(packages.filter(|name| *name != PROTOBUF_COMPILER)).collect()
 }
 
 /// Everything that is missing.
@@ -152,8 +159,20 @@ pub fn install(missing: &BTreeSet<Need>, privilege: Privilege) -> Result<()> {
 }
 
 fn apt(privilege: Privilege, arguments: &[&str]) -> Result<()> {
-    let mut command = privilege.command(Path::new("/usr/bin/env"));
-    command.args(["DEBIAN_FRONTEND=noninteractive", "apt-get", "-q"]);
+    /// A policy of 101 keeps the services of new packages, such as containerd's, from being started
+    /// (invoke-rc.d(8)). One that is there stays; ours goes at the end.
+    const WITHOUT_SERVICES: &str = r#"
+        policy=/usr/sbin/policy-rc.d
+        if [ ! -e $policy ]; then
+            trap 'rm -f $policy' EXIT
+            trap 'exit 1' HUP INT TERM
+            printf '#!/bin/sh\nexit 101\n' >$policy
+            chmod 755 $policy
+        fi
+        "$@""#;
+    let mut command = privilege.command(Path::new("/bin/sh"));
+    command.args(["-c", WITHOUT_SERVICES, "sh"]);
+    command.args(["/usr/bin/env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-q"]);
     command.args(["-o", "DPkg::Lock::Timeout=300"]).args(arguments);
     run(&mut command)
 }

@@ -1,19 +1,34 @@
 //! `cargo xtask soak`: the runs that are too long for every day.
 
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Duration};
 
 use clap::{Args, builder::PossibleValuesParser};
+use podwire_lab::BIN_DIR_VARIABLE;
 
-use crate::{Result, cargo, fuzz, needs, report};
+use crate::{
+    Result, cargo, fuzz,
+    libtest::{self, Outcome},
+    needs,
+    privilege::{Privilege, Run},
+    report,
+};
 
 /// Each fuzz target runs so often, and the packet target sees so many packets.
 const EXECUTIONS: u64 = 1_000_000;
+
+/// How often a thousand calls are made, and the most by which the last hundred of them may take
+/// longer than the first hundred: the median of so many factors.
+const ROUNDS: usize = 5;
+const MOST_FACTOR: f64 = 1.3;
+
+/// Precedes the number in what the test `many` prints.
+const FACTOR: &str = ", factor ";
 
 /// Whether it went well, and to its end.
 type Soak = fn() -> Result<bool>;
 
 /// What there is to soak, by name.
-const SOAKS: &[(&str, Soak)] = &[("fuzz", fuzz_targets)];
+const SOAKS: &[(&str, Soak)] = &[("fuzz", fuzz_targets), ("many", many_calls)];
 
 #[derive(Debug, Args)]
 pub struct Options {
@@ -50,4 +65,71 @@ fn fuzz_targets() -> Result<bool> {
         }
     }
     Ok(clean && enough)
+}
+
+/// A thousand ADDs and DELs, 64 at a time, by the test that does so every day; here its times count.
+fn many_calls() -> Result<bool> {
+    let metadata = cargo::Metadata::read()?;
+    let programs = cargo::build_programs()?;
+    let tests = cargo::build_tests(&metadata, &["podwire-agent".to_owned()])?;
+    let test = tests.iter().find(|test| test.name == "podwire-agent::many");
+    let test = test.ok_or("podwire-agent has no test `many`")?;
+    let run = Run {
+        folder: &test.folder,
+        reachable: &[],
+        variables: &[(BIN_DIR_VARIABLE, programs.into())],
+        limit: Duration::from_secs(600),
+    };
+    let mut rounds = Vec::new();
+    for round in 1..=ROUNDS {
+        report::heading(&format!("a thousand calls, round {round} of {ROUNDS}"));
+        let mut command = Privilege::find().command_as(0, &test.path, &run)?;
+        command.args(["--include-ignored", "--nocapture"]);
+        let Outcome { passed, failed, output, .. } = libtest::run(command)?;
+        if failed > 0 || passed == 0 {
+            print!("{output}");
+            return Ok(false);
+        }
+        output.lines().filter(|line| line.contains(FACTOR)).for_each(report::note);
+        rounds.push(output);
+    }
+    let mut good = true;
+    for verb in ["ADD", "DEL"] {
+        let mut factors: Vec<_> =
+            rounds.iter().filter_map(|output| factor_of(output, verb)).collect();
+        if factors.len() != ROUNDS {
+            return Err(format!("the test did not tell the factor of {verb} each time").into());
+        }
+        factors.sort_by(f64::total_cmp);
+        let factor = factors[ROUNDS / 2];
+        let what = format!(
+            "{verb}: the last hundred take {factor:.2} x the first hundred, at most {MOST_FACTOR} is wanted"
+        );
+        if factor <= MOST_FACTOR {
+            report::good(&what);
+        } else {
+            report::bad(&what);
+            good = false;
+        }
+    }
+    Ok(good)
+}
+
+/// What the test `many` says of a verb, as in `ADD: .., factor 1.02`.
+fn factor_of(output: &str, verb: &str) -> Option<f64> {
+    let line = output.lines().find(|line| line.contains(&format!("{verb}: ")))?;
+    line.split_once(FACTOR)?.1.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_factor_is_found_in_what_the_test_prints() {
+        let output = "running 1 test\ntest a ... ADD: median of .. 302.0 ms, factor 0.89\nDEL: x, factor 1.14\nok";
+        assert_eq!(factor_of(output, "ADD"), Some(0.89));
+        assert_eq!(factor_of(output, "DEL"), Some(1.14));
+        assert_eq!(factor_of(output, "CHECK"), None);
+    }
 }

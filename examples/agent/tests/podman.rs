@@ -1,32 +1,34 @@
 //! podman on podwire, as `docs/podman.md` tells operators to set it up: the network and podman's
 //! configuration are read from that page. All of podman's state is in the lab host.
 
+#![allow(clippy::print_stdout, reason = "what was met on the way is worth knowing")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod node;
+mod runtime;
 
 use std::{
-    fs,
-    io::{self, Read, Write},
-    net::{IpAddr, SocketAddr, TcpStream},
-    os::unix::fs::symlink,
+    collections::BTreeSet,
+    fs, io,
+    net::{IpAddr, SocketAddr},
     path::Path,
-    process::{self, Child, Command, Stdio},
-    sync::atomic::{AtomicU32, Ordering},
+    process::{ExitStatus, Stdio},
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
     time::Duration,
 };
 
-use node::{Node, until};
+use node::{Node, at_once, until};
 use podwire_lab::{Host, allowed_missing, binary, probe::Ping};
+use runtime::{
+    Cgroups, SERVE, assert_no_notes, block, clean_command, collect_garbage, endpoints, fetch,
+    processes, remove_forgotten, write, write_image,
+};
 use serde_json::Value;
 
 const GUIDE: &str = include_str!("../../../docs/podman.md");
 const ROUTER: [&str; 2] = ["10.1.0.1", "fd00:1::1"];
 const IMAGE: &str = "localhost/busybox";
-
-/// Tells its name on port 80, and ends when it is told to.
-const SERVE: &str = "trap 'exit 0' TERM; mkdir -p /www; hostname > /www/name; \
-                     httpd -f -p 80 -h /www & wait";
 
 /// What podman makes once, for all containers to come.
 const OF_PODMAN: [&str; 1] = ["mount /run/netns of /netns"];
@@ -73,7 +75,7 @@ fn containers_reach_each_other_and_their_node() {
 
     podman.run(&["stop", "a"]);
     podman.run(&["rm", "a"]);
-    assert_eq!(podman.endpoints(), [b.id.as_str()]);
+    assert_eq!(endpoints(&podman.node), [b.id.as_str()]);
     podman.run(&["stop", "b"]);
     podman.run(&["rm", "b"]);
     podman.assert_clean(&[&before, &a, &b]);
@@ -112,7 +114,7 @@ fn addresses_are_chosen_and_ports_are_published() {
     podman.assert_all_reach_all(&[&a, &b]);
     for router in ROUTER {
         let published = SocketAddr::new(router.parse().unwrap(), 8080);
-        assert_eq!(podman.fetch_from_node(published), "b");
+        assert_eq!(fetch(&podman.node.host, published), "b");
         assert_eq!(podman.fetch(&a, published), "b");
         assert_eq!(podman.fetch(&b, published), "b");
     }
@@ -130,6 +132,102 @@ fn addresses_are_chosen_and_ports_are_published() {
     podman.assert_clean(&[&a, &b]);
 }
 
+/// Twenty at four at a time, every fourth with a published port; the agent is killed and started
+/// in the middle. A container that met no agent is removed and run again, as an operator would do.
+#[test]
+#[ignore = "needs root: a node in namespaces of its own, with 20 containers"]
+fn twenty_containers_come_and_go_while_the_agent_restarts() {
+    const CONTAINERS: u16 = 20;
+    let Some(mut podman) = Podman::start() else { return };
+    let port_of = |n: u16| n.is_multiple_of(4).then_some(8000 + n);
+    let (cli, started) = (podman.cli.clone(), AtomicUsize::new(0));
+    let start = |n: u16| {
+        let name = format!("c{n}");
+        let publish = port_of(n).map(|port| format!("--publish={port}:80"));
+        let options: Vec<_> = publish.as_deref().into_iter().collect();
+        until(&format!("{name} runs"), || match cli.run(&run_arguments(&name, &options)) {
+            Ok(_) => true,
+            Err(error) => {
+                assert!(error.contains("the podwire agent is not reachable"), "{error}");
+                cli.run(&["rm", "--force", &name]).unwrap();
+                false
+            }
+        });
+        started.fetch_add(1, Ordering::Relaxed);
+    };
+    thread::scope(|scope| {
+        let all = scope.spawn(|| at_once(4, 0..CONTAINERS, start));
+        until("some containers run", || started.load(Ordering::Relaxed) >= 8 || all.is_finished());
+        podman.node.agent.kill().unwrap();
+        podman.node.agent.start_again().unwrap();
+        all.join().unwrap();
+    });
+
+    let containers: Vec<_> = (0..CONTAINERS).map(|n| podman.inspect(&format!("c{n}"))).collect();
+    let addresses: BTreeSet<_> = containers.iter().flat_map(|one| one.addresses).collect();
+    assert_eq!(addresses.len(), 2 * usize::from(CONTAINERS), "{addresses:?}");
+    assert_eq!(endpoints(&podman.node).len(), usize::from(CONTAINERS));
+    let next = containers.iter().cycle().skip(1);
+    at_once(4, containers.iter().zip(next), |(from, to)| podman.assert_reach(from, to));
+    let published = (0..CONTAINERS).filter_map(|n| Some((n, port_of(n)?)));
+    for ((n, port), router) in published.flat_map(|one| ROUTER.map(|router| (one, router))) {
+        let published = SocketAddr::new(router.parse().unwrap(), port);
+        assert_eq!(fetch(&podman.node.host, published), format!("c{n}"));
+    }
+
+    // The agent again, while containers go.
+    let removed = AtomicUsize::new(0);
+    let remove = |one: &Container| {
+        cli.run(&["rm", "--force", "--time=2", &one.name]).unwrap();
+        removed.fetch_add(1, Ordering::Relaxed);
+    };
+    thread::scope(|scope| {
+        let all = scope.spawn(|| at_once(4, &containers, remove));
+        until("some containers are removed", || {
+            removed.load(Ordering::Relaxed) >= 8 || all.is_finished()
+        });
+        podman.node.agent.kill().unwrap();
+        podman.node.agent.start_again().unwrap();
+        all.join().unwrap();
+    });
+    podman.assert_clean(&containers.iter().collect::<Vec<_>>());
+}
+
+/// podman is no daemon: what dies in the middle is `podman run`, at any of its steps. It records a
+/// container's network after it has made it, so `podman rm` may not know of it: then the plugin's GC
+/// removes the endpoint, as it does for operators.
+#[test]
+#[ignore = "needs root: a node in namespaces of its own"]
+fn a_killed_podman_run_leaves_nothing_that_rm_and_gc_do_not_remove() {
+    let Some(podman) = Podman::start() else { return };
+    let (mut killed, mut forgotten) = (0, 0);
+    for step in 1..=20 {
+        let arguments = run_arguments("k", &["--publish=8080:80"]);
+        let status = podman.cli.run_and_kill(&arguments, Duration::from_millis(20 * step));
+        killed += u32::from(!status.success());
+        // Killed before it recorded the container, podman knows none of this name.
+        let _ = podman.try_run(&["rm", "--force", "--time=0", "k"]);
+        assert_eq!(podman.run(&["ps", "--all", "--quiet"]), "");
+        forgotten += collect_garbage(&podman.node, GUIDE, &[]);
+        assert_eq!(endpoints(&podman.node), [] as [&str; 0]);
+    }
+    assert!(killed > 0);
+    println!("podman forgot {forgotten} endpoints");
+    println!("podman forgot {:?}", remove_forgotten(&podman.node, ""));
+
+    let whole = podman.start_container("k", &["--publish=8080:80"]);
+    podman.assert_all_reach_all(&[&whole]);
+    podman.run(&["rm", "--force", "--time=2", "k"]);
+    podman.assert_clean(&[&whole]);
+}
+
+/// `podman run` of a server. busybox's ping opens raw sockets.
+fn run_arguments<'a>(name: &'a str, options: &[&'a str]) -> Vec<&'a str> {
+    let usual = ["run", "--detach", "--network=podwire", "--cap-add=NET_RAW"];
+    let named = ["--name", name, "--hostname", name];
+    [&usual[..], &named, options, &[IMAGE, "sh", "-c", SERVE]].concat()
+}
+
 struct Container {
     name: String,
     id: String,
@@ -137,11 +235,43 @@ struct Container {
     addresses: [IpAddr; 2],
 }
 
+/// podman on a node, whoever calls it.
+#[derive(Clone)]
+struct Cli {
+    host: Host,
+    cgroup: String,
+}
+
+impl Cli {
+    fn run(&self, arguments: &[&str]) -> Result<String, String> {
+        runtime::run(&self.host, "podman", &self.arguments(arguments))
+    }
+
+    /// Kills podman this long after its start, or lets it end before that: how it ended.
+    fn run_and_kill(&self, arguments: &[&str], after: Duration) -> ExitStatus {
+        let mut command = clean_command(&self.host, "podman");
+        command.args(self.arguments(arguments));
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut child = command.spawn().unwrap();
+        thread::sleep(after);
+        child.kill().unwrap();
+        child.wait().unwrap()
+    }
+
+    fn arguments<'a>(&'a self, arguments: &[&'a str]) -> Vec<&'a str> {
+        let (verb, others) = arguments.split_first().unwrap();
+        let own: &[&str] =
+            if *verb == "run" { &[verb, "--cgroup-parent", &self.cgroup] } else { &[verb] };
+        [own, others].concat()
+    }
+}
+
 /// A node with podman on it.
 struct Podman {
     node: Node,
+    cli: Cli,
     // Emptied when the node has ended.
-    cgroups: Cgroups,
+    _cgroups: Cgroups,
 }
 
 impl Podman {
@@ -160,15 +290,13 @@ impl Podman {
         let cgroups = Cgroups::new();
         let host = Host::new().unwrap();
         host.run(configure).unwrap();
-        let podman = Self { node: Node::start_in(host, &[]), cgroups };
+        let run = |program, arguments: &[&str]| runtime::run(&host, program, arguments).unwrap();
         // podman's locks are in shared memory, under one name for the whole machine.
-        podman.command("mount", &["-t", "tmpfs", "tmpfs", "/dev/shm"]).unwrap();
-        podman.command("tar", &["-C", "/run/image", "-cf", "/run/image.tar", "."]).unwrap();
-        podman.run(&["import", "--quiet", "/run/image.tar", IMAGE]);
-        Some(Self {
-            node: Node { empty: podman.node.host.inventory().unwrap(), ..podman.node },
-            ..podman
-        })
+        run("mount", &["-t", "tmpfs", "tmpfs", "/dev/shm"]);
+        run("tar", &["-C", "/run/image", "-cf", "/run/image.tar", "."]);
+        run("podman", &["import", "--quiet", "/run/image.tar", IMAGE]);
+        let cli = Cli { host: host.clone(), cgroup: format!("/{}", cgroups.name) };
+        Some(Self { node: Node::start_in(host, &[]), cli, _cgroups: cgroups })
     }
 
     /// Runs podman and tells what it printed.
@@ -178,33 +306,12 @@ impl Podman {
     }
 
     fn try_run(&self, arguments: &[&str]) -> Result<String, String> {
-        let (verb, others) = arguments.split_first().unwrap();
-        let parent = format!("--cgroup-parent=/{}", self.cgroups.name);
-        let own: &[&str] = if *verb == "run" { &[verb, &parent] } else { &[verb] };
-        self.command("podman", &[own, others].concat())
-    }
-
-    /// Runs a program on the node, with nothing of the caller's environment.
-    fn command(&self, program: &str, arguments: &[&str]) -> Result<String, String> {
-        let mut command = self.node.host.command(program);
-        command.args(arguments).current_dir("/").stdin(Stdio::null());
-        command.env_clear().envs([
-            ("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"),
-            ("HOME", "/run/home"),
-            ("TMPDIR", "/run"),
-        ]);
-        let output = command.output().unwrap();
-        let [stdout, stderr] =
-            [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
-        if output.status.success() { Ok(stdout) } else { Err(stderr) }
+        self.cli.run(arguments)
     }
 
     #[track_caller]
     fn start_container(&self, name: &str, options: &[&str]) -> Container {
-        // busybox's ping opens raw sockets.
-        let usual = ["run", "--detach", "--network=podwire", "--cap-add=NET_RAW"];
-        let named = ["--name", name, "--hostname", name];
-        self.run(&[&usual[..], &named, options, &[IMAGE, "sh", "-c", SERVE]].concat());
+        self.run(&run_arguments(name, options));
         self.inspect(name)
     }
 
@@ -237,16 +344,9 @@ impl Podman {
         }
     }
 
-    /// The agent's endpoints, by container.
-    fn endpoints(&self) -> Vec<String> {
-        let endpoints = self.node.cli(&["endpoint", "list"]);
-        let ids = endpoints.as_array().unwrap().iter().map(|e| e["container_id"].as_str());
-        ids.map(|id| id.unwrap().to_owned()).collect()
-    }
-
     #[track_caller]
     fn assert_all_reach_all(&self, containers: &[&Container]) {
-        assert_eq!(self.endpoints().len(), containers.len());
+        assert_eq!(endpoints(&self.node).len(), containers.len());
         for from in containers {
             for to in containers {
                 self.assert_reach(from, to);
@@ -267,7 +367,7 @@ impl Podman {
             assert!(report.is_complete(), "node to {address}: {report}");
 
             let server = SocketAddr::new(address, 80);
-            assert_eq!(self.fetch_from_node(server), to.name);
+            assert_eq!(fetch(&self.node.host, server), to.name);
             assert_eq!(self.fetch(from, server), to.name);
         }
     }
@@ -280,123 +380,35 @@ impl Podman {
         name.trim_end().to_owned()
     }
 
-    /// The name that a server tells the node, as soon as it listens.
-    #[track_caller]
-    fn fetch_from_node(&self, server: SocketAddr) -> String {
-        let fetch = || -> io::Result<String> {
-            let patience = Duration::from_secs(30);
-            let mut stream = TcpStream::connect_timeout(&server, patience)?;
-            stream.set_read_timeout(Some(patience))?;
-            stream.write_all(b"GET /name HTTP/1.0\r\n\r\n")?;
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer)?;
-            Ok(answer.rsplit("\r\n\r\n").next().unwrap_or_default().trim_end().to_owned())
-        };
-        let mut name = None;
-        until(&format!("the node reaches {server}"), || {
-            name = self.node.host.run(fetch).ok();
-            name.is_some()
-        });
-        name.unwrap()
-    }
-
     /// Asserts that nothing is left of any container: links, routes, namespaces, mounts, pins, map
     /// entries, records of the agent's and of podman's, processes.
     #[track_caller]
     fn assert_clean(&self, containers: &[&Container]) {
         assert_eq!(self.run(&["ps", "--all", "--quiet"]), "");
-        for folder in ["/var/lib/cni/results", "/run/podwire/pending-del"] {
-            let left = self.node.host.run(|| fs::read_dir(folder).unwrap().count());
-            assert_eq!(left, 0, "{folder}");
-        }
+        assert_no_notes(&self.node.host);
         for container in containers {
             let process = format!("/proc/{}", container.pid);
             assert!(!Path::new(&process).exists(), "{} runs", container.name);
         }
         // A container's monitor ends a moment after its container.
-        until("no process is left", || self.processes().is_empty());
+        until("no process is left", || processes(&self.node).is_empty());
         let now = self.node.host.inventory().unwrap();
         assert_eq!(now.since(&self.node.empty), OF_PODMAN);
         self.node.assert_clean_since(&now);
-    }
-
-    /// Every process on the node but the agent and the lab's own.
-    fn processes(&self) -> Vec<String> {
-        let mounts = self.node.host.run(|| fs::read_link("/proc/thread-self/ns/mnt")).unwrap();
-        let agent = self.node.agent.pid().to_string();
-        let processes = fs::read_dir("/proc").unwrap().map(|entry| entry.unwrap().path());
-        let here = processes.filter(|process| {
-            fs::read_link(process.join("ns/mnt")).is_ok_and(|other| other == mounts)
-        });
-        here.filter(|process| !process.ends_with(&agent))
-            .map(|process| fs::read_to_string(process.join("comm")).unwrap_or_default())
-            .filter(|name| name.trim_end() != "podwire-lab")
-            .collect()
     }
 }
 
 /// Writes podman's configuration, and the folder that becomes its only image.
 fn configure() -> io::Result<()> {
-    let write = |path: &str, text: &str| {
-        fs::create_dir_all(Path::new(path).parent().unwrap())?;
-        fs::write(path, text)
-    };
     let plugins = binary("podwire-cni").unwrap();
     let plugins = plugins.parent().unwrap().to_str().unwrap();
-    let containers = block("toml").replace("/opt/cni/bin", plugins);
+    let containers = block(GUIDE, "toml").replace("/opt/cni/bin", plugins);
     write("/etc/containers/containers.conf", &containers)?;
     write("/etc/containers/containers.conf.d/lab.conf", OF_LAB)?;
     write("/etc/containers/storage.conf", STORAGE)?;
     write("/etc/containers/policy.json", POLICY)?;
-    write("/etc/cni/net.d/10-podwire.conflist", block("json"))?;
+    write("/etc/cni/net.d/10-podwire.conflist", block(GUIDE, "json"))?;
 
     fs::create_dir_all("/run/home")?;
-    fs::create_dir_all("/run/image/bin")?;
-    fs::copy("/bin/busybox", "/run/image/bin/busybox")?;
-    for applet in ["hostname", "httpd", "mkdir", "ping", "sh", "true", "wget"] {
-        symlink("busybox", Path::new("/run/image/bin").join(applet))?;
-    }
-    Ok(())
-}
-
-/// The guide's only block in this language.
-fn block(language: &str) -> &'static str {
-    let start = format!("\n```{language}\n");
-    let [_, rest] = GUIDE.split(&start).collect::<Vec<_>>()[..] else {
-        panic!("docs/podman.md has one block of {language}");
-    };
-    rest.split("```").next().unwrap()
-}
-
-/// A cgroup of its own in every hierarchy. A lab host does not take its cgroups along when it ends,
-/// so a process outside does, however this one ends.
-struct Cgroups {
-    name: String,
-    sweeper: Child,
-}
-
-impl Cgroups {
-    fn new() -> Self {
-        /// Waits for the end of its input; then removes what has become empty, until all has.
-        const SWEEP: &str = r#"
-            cat
-            for round in $(seq 3000); do
-                find /sys/fs/cgroup -depth -path "*/$0*" -type d -exec rmdir {} + && exit
-                sleep 0.01
-            done"#;
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let name = format!("podwire-test-{}-{number}", process::id());
-        let mut sweeper = Command::new("setsid");
-        sweeper.args(["sh", "-c", SWEEP, &name]).current_dir("/");
-        let sweeper = sweeper.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
-        Self { name, sweeper: sweeper.spawn().unwrap() }
-    }
-}
-
-impl Drop for Cgroups {
-    fn drop(&mut self) {
-        // Closes its input, too.
-        self.sweeper.wait().unwrap();
-    }
+    write_image("/run/image")
 }

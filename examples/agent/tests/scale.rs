@@ -5,19 +5,9 @@
 
 mod node;
 
-use std::{
-    collections::BTreeSet,
-    net::IpAddr,
-    path::PathBuf,
-    sync::{
-        Mutex,
-        atomic::{AtomicUsize, Ordering},
-    },
-    thread,
-    time::Duration,
-};
+use std::{collections::BTreeSet, net::IpAddr, path::PathBuf, time::Duration};
 
-use node::{MODES, Node, TestPod, until};
+use node::{MODES, Node, TestPod, at_once, until};
 use podwire_api::Client;
 use podwire_lab::{Attachment, Pod, binary, probe::Ping};
 use podwire_netlink::{NeighbourState, Netlink, RouteFilter};
@@ -63,7 +53,7 @@ fn come_and_go(node: &Node) {
     let pods: Vec<Pod> =
         (0..PODS).map(|n| node.host.add_pod(&format!("pod-{n}")).unwrap()).collect();
 
-    let attached = at_once(pods, |pod| node.attach(pod));
+    let attached = at_once(AT_ONCE, pods, |pod| node.attach(pod));
     let addresses: BTreeSet<IpAddr> = attached.iter().flat_map(TestPod::addresses).collect();
     assert_eq!(addresses.len(), 2 * PODS, "every pod has addresses of its own");
     let links: BTreeSet<&str> = attached.iter().map(TestPod::host_link).collect();
@@ -78,7 +68,7 @@ fn come_and_go(node: &Node) {
     }
     // Each to the next, so that every one sends and receives.
     let next = attached.iter().cycle().skip(1);
-    at_once(attached.iter().zip(next).collect(), |(from, to)| {
+    at_once(AT_ONCE, attached.iter().zip(next), |(from, to)| {
         for target in to.addresses() {
             let ping = || Ping::new(target).patience(Duration::from_secs(20)).run();
             let report = from.pod.run(ping).unwrap();
@@ -88,7 +78,7 @@ fn come_and_go(node: &Node) {
     });
     assert_eq!(node.drops(), [] as [&str; 0]);
 
-    at_once(attached, |pod| {
+    at_once(AT_ONCE, attached, |pod| {
         node.plugin.del(&pod.attachment, Some(&pod.result)).unwrap();
         node.host.remove_pod_netns(pod.pod.name()).unwrap();
         let gone = Attachment { netns: PathBuf::new(), ..pod.attachment };
@@ -102,23 +92,6 @@ fn come_and_go(node: &Node) {
     until("the agent has no more open files than at the start", || {
         node.agent.open_files().unwrap() <= files
     });
-}
-
-/// Does it with all of them, [`AT_ONCE`] at a time.
-fn at_once<T: Send, R: Send>(items: Vec<T>, act: impl Fn(T) -> R + Sync) -> Vec<R> {
-    let items: Vec<_> = items.into_iter().map(|item| Mutex::new(Some(item))).collect();
-    let next = AtomicUsize::new(0);
-    let work = || {
-        let mut done = Vec::new();
-        while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
-            done.push(act(item.lock().unwrap().take().unwrap()));
-        }
-        done
-    };
-    thread::scope(|scope| {
-        let threads: Vec<_> = (0..AT_ONCE).map(|_| scope.spawn(work)).collect();
-        threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
-    })
 }
 
 /// Whether the programs under test are optimised ones, as `cargo xtask test` has them.
