@@ -175,7 +175,9 @@ fn tell(row: &Row) -> String {
 /// How many deletions are under way at most: the kernel does the most of its waiting outside of the lock
 /// on interfaces, so that the next may begin meanwhile. With more of them fewer links go together.
 // TEMP
-static D: std::sync::LazyLock<usize> = std::sync::LazyLock::new(|| std::env::var("PW_DEL").ok().and_then(|v| v.parse().ok()).unwrap_or(2));
+static D: std::sync::LazyLock<usize> = std::sync::LazyLock::new(|| {
+    std::env::var("PW_DEL").ok().and_then(|v| v.parse().ok()).unwrap_or(2)
+});
 const DELETIONS: usize = 2;
 
 /// The interfaces of the namespace that the agent runs in.
