@@ -8,7 +8,7 @@ use podwire_netlink::{
     tc::{self, Foreign},
 };
 use podwire_netns::{
-    LEAVING_GROUPS,
+    LEAVING_GROUP,
     sysctl::{self, Key},
 };
 
@@ -172,14 +172,6 @@ fn tell(row: &Row) -> String {
     .to_lowercase()
 }
 
-/// How many deletions are under way at most: the kernel does the most of its waiting outside of the lock
-/// on interfaces, so that the next may begin meanwhile. With more of them fewer links go together.
-// TEMP
-static D: std::sync::LazyLock<usize> = std::sync::LazyLock::new(|| {
-    std::env::var("PW_DEL").ok().and_then(|v| v.parse().ok()).unwrap_or(2)
-});
-const DELETIONS: usize = 2;
-
 /// The interfaces of the namespace that the agent runs in.
 ///
 /// Each call opens its own socket: opening one costs a few microseconds, while sharing one would
@@ -192,13 +184,12 @@ pub(crate) struct KernelLinks {
 
 impl KernelLinks {
     pub(crate) fn new() -> std::io::Result<Self> {
-        let deletions = LEAVING_GROUPS.into_iter().take(*D).map(|group| {
-            move |links: Vec<IfIndex>| {
-                let removed = Netlink::open().and_then(|mut host| host.remove_links(&links, group));
-                removed.map_err(|error| Arc::new(error.into()))
-            }
-        });
-        Ok(Self { deletions: Worker::start_all("podwire-links", deletions)? })
+        let deletions = Worker::start("podwire-links", |links: Vec<IfIndex>| {
+            let removed =
+                Netlink::open().and_then(|mut host| host.remove_links(&links, LEAVING_GROUP));
+            removed.map_err(|error| Arc::new(error.into()))
+        })?;
+        Ok(Self { deletions })
     }
 }
 
