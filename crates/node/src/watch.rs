@@ -75,7 +75,7 @@ impl Changes {
 /// The qdiscs that were told of, by link.
 ///
 /// Asking the kernel for one qdisc makes it tell everybody who watches (`tc_get_qdisc` in
-/// net/sched/sch_api.c), so looking at a link that was touched would touch it, without end.
+/// `net/sched/sch_api.c`), so looking at a link that was touched would touch it, without end.
 #[derive(Debug, Default)]
 struct Known(HashMap<u32, Vec<Qdisc>>);
 
