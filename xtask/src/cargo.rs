@@ -13,8 +13,12 @@ use serde::Deserialize;
 use crate::Result;
 
 /// The binaries that tests and the demo run, and the packages they are in.
-pub const PROGRAMS: [(&str, &str); 3] =
-    [("podwired", "podwire-agent"), ("podwire", "podwire-cli"), ("podwire-cni", "podwire-plugin")];
+pub const PROGRAMS: [(&str, &str); 4] = [
+    ("podwired", "podwire-agent"),
+    ("podwire", "podwire-cli"),
+    ("podwire-cni", "podwire-plugin"),
+    ("podwire-ipam", "podwire-plugin"),
+];
 
 /// One profile for all that is tested, linted and documented, so that nothing is built twice.
 pub const PROFILE: [&str; 2] = ["--profile", "ci"];
@@ -71,6 +75,7 @@ pub struct Package {
     id: String,
     /// Its name.
     pub name: String,
+    version: String,
     manifest_path: PathBuf,
     publish: Option<Vec<String>>,
 }
@@ -89,6 +94,12 @@ impl Metadata {
     pub fn published(&self) -> Vec<&str> {
         let public = |package: &&Package| package.publish.as_ref().is_none_or(|to| !to.is_empty());
         self.packages.iter().filter(public).map(|package| package.name.as_str()).collect()
+    }
+
+    /// The version of a package.
+    pub fn version(&self, name: &str) -> Option<&str> {
+        let package = self.packages.iter().find(|package| package.name == name)?;
+        Some(&package.version)
     }
 }
 

@@ -92,6 +92,12 @@ const UNITS: &[Unit] = &[
         object: "crates/bpf/tests/objects/fixture.o",
         also: &[],
     },
+    Unit {
+        folder: "examples/mini-cni/kernel",
+        binary: "count",
+        object: "examples/mini-cni/objects/count.o",
+        also: &[],
+    },
 ];
 
 const TARGET: &str = "bpfel-unknown-none";

@@ -15,6 +15,7 @@ mod machine;
 mod needs;
 mod plot;
 mod privilege;
+mod proof;
 mod report;
 mod soak;
 mod test;
@@ -45,6 +46,8 @@ enum Task {
     Test(test::Options),
     /// Build the kernel programs, or check the committed ones
     Ebpf(EbpfOptions),
+    /// Build somebody else's plugin from the libraries' packages alone, and run it
+    Proof,
     /// Run the fuzz targets
     Fuzz(fuzz::Options),
     /// Run what is too long for every day
@@ -55,6 +58,9 @@ enum Task {
     /// The part of the comparison that needs root
     #[command(hide = true)]
     CompareRun(compare::RunOptions),
+    /// The part of the proof that needs root
+    #[command(hide = true)]
+    ProofRun(proof::RunOptions),
     /// Runs a program as another user
     #[command(hide = true)]
     As(privilege::AsOptions),
@@ -86,10 +92,12 @@ fn main() -> ExitCode {
         Task::Compare(options) => compare::build_and_run(&options),
         Task::Test(options) => test::run(&options),
         Task::Ebpf(options) => run_ebpf(&options),
+        Task::Proof => proof::build_and_run(),
         Task::Fuzz(options) => fuzz::run(&options),
         Task::Soak(options) => soak::run(&options),
         Task::DemoRun(options) => demo::run(&options),
         Task::CompareRun(options) => compare::run(&options),
+        Task::ProofRun(options) => proof::run(&options),
         Task::As(options) => privilege::run_as(&options),
         Task::Inventory => inventory(),
         Task::Probe => probe(),

@@ -15,13 +15,18 @@ use crate::{
 };
 
 /// Debian packages, and a file that shows that each is there.
-const PACKAGES: [(&str, &str); 14] = [
+const PACKAGES: [(&str, &str); 16] = [
     ("bpftool", "bpftool"),
     ("busybox-static", "busybox"),
     ("cargo-web", "/usr/bin/cargo"),
     ("containerd", "containerd"),
     ("containernetworking-plugins", "/usr/lib/cni/ptp"),
     ("g++", "g++"),
+    (
+        "golang-github-appc-cni-dev",
+        "/usr/share/gocode/src/github.com/containernetworking/cni/libcni",
+    ),
+    ("golang-go", "/usr/bin/go"),
     ("iperf3", "iperf3"),
     ("iptables", "iptables"),
     ("nftables", "nft"),

@@ -21,6 +21,7 @@ use crate::{
     needs::{self, Need},
     own_program,
     privilege::{NOBODY, Privilege, Run},
+    proof,
     report::{self, Stage},
 };
 
@@ -31,11 +32,16 @@ const LIMIT: Duration = Duration::from_secs(600);
 const SMOKE_RUNS: u64 = 5_000;
 
 /// Largest release binaries, in bytes.
-const SIZES: [(&str, u64); 3] =
-    [("podwired", 8_000_000), ("podwire", 8_000_000), ("podwire-cni", 2_000_000)];
+const SIZES: [(&str, u64); 4] = [
+    ("podwired", 8_000_000),
+    ("podwire", 8_000_000),
+    ("podwire-cni", 2_000_000),
+    ("podwire-ipam", 2_000_000),
+];
 
 /// Crates of the kernel's side: workspaces of their own.
-const EBPF_CRATES: [&str; 3] = ["benches/kernel", "crates/bpf/tests/kernel", "crates/ebpf"];
+const EBPF_CRATES: [&str; 4] =
+    ["benches/kernel", "crates/bpf/tests/kernel", "crates/ebpf", "examples/mini-cni/kernel"];
 
 #[derive(Debug, Args)]
 pub struct Options {
@@ -85,6 +91,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
                 stages.push(documentation());
                 stages.push(objects(&missing));
                 stages.push(packages(&metadata));
+                stages.push(library_proof(&metadata, privilege, &missing));
                 stages.push(fuzz_smoke(privilege, &missing));
             }
         }
@@ -118,7 +125,7 @@ fn formatting(missing: &BTreeSet<&str>) -> Stage {
         return stage.end();
     }
     check(&mut stage, "the workspace", cargo::run(["fmt", "--all", "--check"]));
-    for folder in EBPF_CRATES.into_iter().chain(["fuzz"]) {
+    for folder in EBPF_CRATES.into_iter().chain(["examples/mini-cni", "fuzz"]) {
         let manifest = cargo::workspace_root().join(folder).join("Cargo.toml");
         let mut command = cargo::cargo();
         command.args(["fmt", "--check", "--manifest-path"]).arg(manifest);
@@ -444,6 +451,25 @@ fn packages(metadata: &Metadata) -> Stage {
     command.args(published.iter().flat_map(|name| ["--package", name]));
     let what = format!("{} packages build by themselves", published.len());
     check(&mut stage, &what, cargo::finish(command));
+    stage.end()
+}
+
+/// Somebody else's plugin, built from the packages alone.
+fn library_proof(metadata: &Metadata, privilege: Privilege, missing: &BTreeSet<&str>) -> Stage {
+    let mut stage = Stage::begin("somebody else's plugin");
+    let plugin = match proof::build(metadata) {
+        Ok(plugin) => plugin,
+        Err(error) => {
+            check(&mut stage, "it builds from the packages alone", Err(error));
+            return stage.end();
+        }
+    };
+    check(&mut stage, "it builds from the packages alone", Ok(()));
+    if ["root", "lab"].iter().any(|name| missing.contains(name)) {
+        stage.skipped += 1;
+        return stage.end();
+    }
+    check(&mut stage, "it connects two pods", proof::run_as(privilege, &plugin));
     stage.end()
 }
 

@@ -9,7 +9,7 @@ use podwire_bpf::{
     TypedMap,
 };
 use podwire_datapath::{
-    Attach, Datapath, Delivery, EndpointConfig, MetricRow, NodeSetup, Options,
+    Attach, By, Datapath, Delivery, EndpointConfig, Interface, MetricRow, NodeSetup, Options,
     abi::{Address, FlowEntry, FlowKey, Hook, IpcacheEntry, Mac, NodeConfig, map, program},
 };
 use podwire_lab::{
@@ -156,6 +156,8 @@ impl Node {
                 host_mac: pod.host_mac,
                 addresses: vec![pod.v4.into(), pod.v6.into()],
                 delivery: Delivery::Peer,
+                interface: Interface::Own,
+                by: By::Filter,
             })?;
         }
         let (judged, unjudged) = (Stage::new()?, Stage::new()?);

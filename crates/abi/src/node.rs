@@ -71,6 +71,12 @@ pub mod slot_flag {
     /// The host link carries a queueing discipline or filter that is not ours: deliver through the
     /// link's egress, so that it sees every packet, and not straight to the peer.
     pub const DELIVER_TO_EGRESS: u32 = 1;
+    /// The host link carries something foreign at its ingress, or somebody else's routing: what the pod
+    /// sends is checked and goes on by its own link, and what pods send to it goes by the host stack as well.
+    pub const BY_STACK: u32 = 2;
+    /// Another plugin made the interface and is its gateway: only where packets say they come from is
+    /// checked.
+    pub const CHAINED: u32 = 4;
 }
 
 /// Who has an address.

@@ -81,6 +81,8 @@ numbered! {
         AnsweredNeighbour = 7, "answered-neighbour";
         /// Let through to the pod.
         Passed = 8, "passed";
+        /// Checked, and left to what others have put on the pod's host link, and then to the host stack.
+        PassedToLink = 9, "passed-to-link";
         /// No endpoint is known on this link.
         UnknownLink = 32, "unknown-link";
         /// The node is not set up yet.

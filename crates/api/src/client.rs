@@ -8,8 +8,8 @@ use ureq::http::{Method, Request};
 use crate::name::push_segment;
 use crate::transport::{NoResolver, NotConnected, UnixConnector};
 use crate::{
-    AgentConfig, Endpoint, EndpointId, EndpointRequest, Error, ErrorBody, Lease, LeaseReply,
-    LeaseRequest, Removal, Removed, Status,
+    AgentConfig, Endpoint, EndpointId, EndpointRequest, Error, ErrorBody, GcReply, GcRequest,
+    Inspection, Lease, LeaseReply, LeaseRequest, Removal, Removed, Status,
 };
 
 /// How long a [`Client`] waits.
@@ -126,6 +126,24 @@ impl Client {
     /// [`Error::is_not_found`] when there is none by that name.
     pub fn endpoint(&self, id: &EndpointId) -> Result<Endpoint, Error> {
         self.call(&Method::GET, &path("endpoints", id))
+    }
+
+    /// One endpoint, and how programs and maps differ from what it should be.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::is_not_found`] when there is none by that name.
+    pub fn inspect(&self, id: &EndpointId) -> Result<Inspection, Error> {
+        self.call(&Method::GET, &format!("{}/inspection", path("endpoints", id)))
+    }
+
+    /// Removes everything of a network but what is valid: endpoints, and what killed ADDs have left.
+    ///
+    /// # Errors
+    ///
+    /// When the agent does not answer; what could not be removed is in the answer.
+    pub fn gc(&self, request: &GcRequest) -> Result<GcReply, Error> {
+        self.send(&Method::POST, "/v1/gc", request)
     }
 
     /// All endpoints, sorted by id.
@@ -305,7 +323,7 @@ mod tests {
         let (_folder, path, listener) = socket();
         let refusal = r#"{"code":"exhausted","message":"no address left","hint":"more"}"#;
         let server = thread::spawn(move || serve(&listener, &[(507, refusal)]));
-        let request = LeaseRequest { id: id(), pod: None, addresses: Vec::new() };
+        let request = LeaseRequest::new(id());
         let error = Client::new(path).lease(&request).unwrap_err();
         assert!(error.is_exhausted() && !error.is_try_again());
         assert_eq!((error.to_string().as_str(), error.hint()), ("no address left", Some("more")));

@@ -14,8 +14,10 @@ pub use client::{Client, Timeouts};
 pub use error::{Error, ErrorBody, ErrorCode};
 pub use mac::Mac;
 pub use message::{
-    AgentConfig, AttachMode, Delivery, Endpoint, EndpointRequest, Lease, LeaseReply, LeaseRequest,
-    LeaseState, NodeConfig, PodRef, PoolUsage, Problem, Removal, Removed, Repair, Router, Status,
+    AgentConfig, AttachMode, Delivery, Difference, Disciplines, Effect, Endpoint, EndpointRequest,
+    GcReply, GcRequest, Inspection, Interface, Lease, LeaseReply, LeaseRequest, LeaseState,
+    NodeConfig, OtherFamilies, PodRef, PoolUsage, Problem, Removal, Removed, Repair, Router,
+    Status,
 };
 pub use name::{ContainerId, EndpointId, InterfaceName, Mark, NameError, NodeName, host_link_name};
 

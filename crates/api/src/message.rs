@@ -1,3 +1,4 @@
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
@@ -30,10 +31,35 @@ pub struct LeaseRequest {
     /// The pod, where there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod: Option<PodRef>,
-    /// The addresses wanted, at most one per family. A family without one gets the next free
-    /// address of each family that the node has.
+    /// The CNI network's name, so that garbage collection knows whose lease it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<String>,
+    /// The addresses wanted, at most one per family.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub addresses: Vec<IpAddr>,
+    /// What becomes of a family that none of `addresses` is of.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub others: OtherFamilies,
+}
+
+impl LeaseRequest {
+    /// Asks for an address of every family that the node has.
+    #[must_use]
+    pub const fn new(id: EndpointId) -> Self {
+        Self { id, pod: None, network: None, addresses: Vec::new(), others: OtherFamilies::Lease }
+    }
+}
+
+/// What becomes of a family of which no address was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum OtherFamilies {
+    /// The next free address of each family that the node has.
+    #[default]
+    Lease,
+    /// None: somebody else has chosen the addresses, and chose none of that family.
+    Omit,
 }
 
 /// The answer to a [`LeaseRequest`].
@@ -74,7 +100,7 @@ pub struct Router {
 /// Idempotent: the same request again answers the same endpoint.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EndpointRequest {
-    /// The host end of the veth pair, named [`EndpointId::host_link`].
+    /// The host end of the veth pair, named [`EndpointId::host_link`] unless it was adopted.
     pub host_link: String,
     /// Its index, in the agent's namespace.
     pub ifindex: u32,
@@ -90,6 +116,41 @@ pub struct EndpointRequest {
     /// The pod, where there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod: Option<PodRef>,
+    /// Whose interface it is.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub interface: Interface,
+    /// Whether somebody else needs the host link's queueing disciplines.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub disciplines: Disciplines,
+}
+
+/// Whose an endpoint's interface is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum Interface {
+    /// Made by podwire, which is its gateway.
+    #[default]
+    Own,
+    /// Made by another plugin, which routes it: podwire was chained after that one. Its host link has
+    /// the mark of [`Mark::Chained`](crate::Mark::Chained), and podwire never deletes it.
+    Adopted,
+}
+
+/// Who has the queueing disciplines of a host link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum Disciplines {
+    /// Nobody else: podwire may attach its programs as filters of one, which is quick.
+    #[default]
+    Free,
+    /// Somebody else will want them, the `bandwidth` plugin say: podwire attaches by TCX links.
+    Others,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 /// An endpoint as the agent knows it.
@@ -120,6 +181,9 @@ pub struct Endpoint {
     /// The pod, where there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod: Option<PodRef>,
+    /// Whose interface it is.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub interface: Interface,
 }
 
 /// How the datapath hands packets to an endpoint.
@@ -132,6 +196,9 @@ pub enum Delivery {
     /// Through the host link's egress, since something not ours (a queueing discipline, a filter)
     /// sits there.
     Egress,
+    /// Through the host stack in both directions, since something not ours sits at the host link's
+    /// ingress, or the interface is another plugin's.
+    Stack,
 }
 
 /// The answer to both deletes.
@@ -149,6 +216,50 @@ pub enum Removed {
     Removed,
     /// Nothing was there.
     Absent,
+}
+
+/// `POST /v1/gc`: removes everything of a network but some endpoints.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GcRequest {
+    /// The CNI network's name.
+    pub network: String,
+    /// What must stay.
+    pub valid: Vec<EndpointId>,
+}
+
+/// The answer to a [`GcRequest`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GcReply {
+    /// What was removed: endpoints, and what killed ADDs have left.
+    pub removed: Vec<EndpointId>,
+    /// What could not be removed, and why, after everything was tried.
+    pub failed: Vec<String>,
+}
+
+/// `GET /v1/endpoints/{container_id}/{ifname}/inspection`: the endpoint, compared with the kernel.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Inspection {
+    /// What the agent knows.
+    pub endpoint: Endpoint,
+    /// How the programs and maps differ from that; empty when all is well.
+    pub differences: Vec<Difference>,
+}
+
+/// One thing that is not as it should be.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Difference {
+    /// What was looked at.
+    pub what: String,
+    /// What it should be.
+    pub expected: String,
+    /// What it is.
+    pub found: String,
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: expected {}, found {}", self.what, self.expected, self.found)
+    }
 }
 
 /// `GET /v1/leases`: one lease.
@@ -225,6 +336,8 @@ pub enum AttachMode {
     Tcx,
     /// Filters of a clsact queueing discipline.
     Tc,
+    /// Filters, but TCX links at the router pair and where somebody else needs the queueing disciplines.
+    Mixed,
 }
 
 /// Something on the node that blocks pods' traffic, or will.
@@ -236,6 +349,21 @@ pub struct Problem {
     pub why: String,
     /// What to do about it.
     pub fix: String,
+    /// Whether it certainly is so.
+    #[serde(default)]
+    pub effect: Effect,
+}
+
+/// What a [`Problem`] does to pods.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum Effect {
+    /// It may cost them traffic; what podwire can see does not tell.
+    #[default]
+    Possible,
+    /// It costs them traffic now.
+    Certain,
 }
 
 /// Something the agent found wrong when it started, and put right.
@@ -280,7 +408,7 @@ mod tests {
 
     #[test]
     fn lease_messages_look_as_documented() {
-        let request = LeaseRequest { id: id(), pod: None, addresses: Vec::new() };
+        let request = LeaseRequest::new(id());
         let value = json!({"container_id": "c1", "ifname": "eth0"});
         assert_eq!(serde_json::to_value(&request).unwrap(), value);
         assert_eq!(serde_json::from_value::<LeaseRequest>(value).unwrap(), request);
@@ -316,6 +444,7 @@ mod tests {
             created: 1,
             network: Some("podnet".into()),
             pod: Some(PodRef { namespace: "ns".into(), name: "p".into(), uid: None }),
+            interface: Interface::Own,
         };
         let value = json!({
             "container_id": "c1", "ifname": "eth0", "host_link": "pwaaaaaaaaaaaaa", "ifindex": 7,

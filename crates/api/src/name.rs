@@ -149,7 +149,8 @@ impl FromStr for EndpointId {
 }
 
 /// The alias that podwire gives every link it creates, and the only thing that allows it to delete
-/// one: `podwire:<node>:<container id>/<ifname>`, or `podwire:<node>:router` for the router pair.
+/// one: `podwire:<node>:<container id>/<ifname>`, or `podwire:<node>:router` for the router pair. A link
+/// that was adopted has `podwire:<node>:+<container id>/<ifname>`, which allows no deletion.
 ///
 /// The kernel keeps up to 255 bytes of alias; the limits of [`NodeName`] and [`ContainerId`] make
 /// every mark fit.
@@ -158,6 +159,14 @@ pub enum Mark {
     /// The host link of an endpoint.
     Endpoint {
         /// The node that created it.
+        node: NodeName,
+        /// The endpoint it belongs to.
+        id: EndpointId,
+    },
+    /// The host's end of an interface that another plugin made and podwire adopted. It allows nothing
+    /// but taking the mark off.
+    Chained {
+        /// The node that adopted it.
         node: NodeName,
         /// The endpoint it belongs to.
         id: EndpointId,
@@ -174,7 +183,9 @@ impl Mark {
     #[must_use]
     pub fn node(&self) -> &NodeName {
         match self {
-            Self::Endpoint { node, .. } | Self::Router { node } => node,
+            Self::Endpoint { node, .. } | Self::Chained { node, .. } | Self::Router { node } => {
+                node
+            }
         }
     }
 }
@@ -183,6 +194,7 @@ impl fmt::Display for Mark {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Endpoint { node, id } => write!(f, "podwire:{node}:{id}"),
+            Self::Chained { node, id } => write!(f, "podwire:{node}:+{id}"),
             Self::Router { node } => write!(f, "podwire:{node}:router"),
         }
     }
@@ -201,7 +213,10 @@ impl FromStr for Mark {
         if what == "router" {
             return Ok(Self::Router { node });
         }
-        Ok(Self::Endpoint { node, id: what.parse()? })
+        match what.strip_prefix('+') {
+            Some(id) => Ok(Self::Chained { node, id: id.parse()? }),
+            None => Ok(Self::Endpoint { node, id: what.parse()? }),
+        }
     }
 }
 

@@ -1,3 +1,5 @@
+use std::fmt;
+
 use crate::{Code, Error};
 
 /// The key-value pairs of `CNI_ARGS`, `FOO=BAR;ABC=123`.
@@ -39,6 +41,28 @@ impl Args {
         }
     }
 
+    /// Makes them of pairs.
+    ///
+    /// # Errors
+    ///
+    /// Code 4 if a pair cannot be written: an empty key, one with `=` or `;`, a value with `;`.
+    pub fn from_pairs<K, V>(pairs: impl IntoIterator<Item = (K, V)>) -> Result<Self, Error>
+    where
+        K: Into<String>,
+        V: Into<String>,
+    {
+        let pairs: Vec<_> =
+            pairs.into_iter().map(|(key, value)| (key.into(), value.into())).collect();
+        let unfit = |(key, value): &&(String, String)| {
+            key.is_empty() || key.contains(['=', ';', '\0']) || value.contains([';', '\0'])
+        };
+        if let Some((key, value)) = pairs.iter().find(unfit) {
+            let msg = format!("CNI_ARGS cannot hold {key:?}={value:?}");
+            return Err(Error::new(Code::INVALID_ENVIRONMENT_VARIABLES, msg));
+        }
+        Self::parse(&Self { pairs }.to_string())
+    }
+
     /// The value of `key`.
     #[must_use]
     pub fn value(&self, key: &str) -> Option<&str> {
@@ -78,6 +102,17 @@ impl Args {
     }
 }
 
+/// The text of `CNI_ARGS`.
+impl fmt::Display for Args {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (place, (key, value)) in self.pairs.iter().enumerate() {
+            let separator = if place == 0 { "" } else { ";" };
+            write!(f, "{separator}{key}={value}")?;
+        }
+        Ok(())
+    }
+}
+
 fn truth(value: &str) -> Option<bool> {
     if value == "1" || value.eq_ignore_ascii_case("true") {
         Some(true)
@@ -110,6 +145,18 @@ mod tests {
             let error = Args::parse(bad).unwrap_err();
             assert_eq!(error.code(), Code::INVALID_ENVIRONMENT_VARIABLES, "{bad}");
             assert!(error.msg().contains("CNI_ARGS"), "{bad}: {error}");
+        }
+    }
+
+    #[test]
+    fn written_as_read() {
+        for text in ["", "A=1", "A=1;A=2;B==x;C="] {
+            assert_eq!(Args::parse(text).unwrap().to_string(), text);
+        }
+        assert_eq!(Args::from_pairs([("A", "1"), ("B", "=")]).unwrap().to_string(), "A=1;B==");
+        for (key, value) in [("", "1"), ("A=", "1"), ("A;", ""), ("A", "1;B=2"), ("A", "\0")] {
+            let error = Args::from_pairs([(key, value)]).unwrap_err();
+            assert_eq!(error.code(), Code::INVALID_ENVIRONMENT_VARIABLES, "{error}");
         }
     }
 

@@ -42,7 +42,8 @@ pub struct NetworkConfig {
 
 /// The keys under which a runtime lists the valid attachments. libcni 1.2.0 to 1.2.2 wrote the
 /// second, later ones write both.
-const VALID_ATTACHMENTS: [&str; 2] = ["cni.dev/valid-attachments", "cni.dev/attachments"];
+pub(crate) const VALID_ATTACHMENTS: [&str; 2] =
+    ["cni.dev/valid-attachments", "cni.dev/attachments"];
 
 impl NetworkConfig {
     /// The largest configuration that is read, in bytes.
@@ -277,6 +278,6 @@ fn field<T: DeserializeOwned>(object: &Object, key: &str) -> Result<Option<T>, E
     Option::<T>::deserialize(value).map_err(|error| invalid(format!("{key} {value}: {error}")))
 }
 
-fn invalid(msg: impl Into<String>) -> Error {
+pub(crate) fn invalid(msg: impl Into<String>) -> Error {
     Error::new(Code::INVALID_NETWORK_CONFIG, msg)
 }

@@ -1,9 +1,14 @@
 use std::any::Any;
 use std::fmt;
+use std::fs::File;
 use std::io::{self, IsTerminal, Read, Write};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::stdio::dup2_stdout;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -55,20 +60,71 @@ impl fmt::Display for Exit {
 /// Runs a plugin with the environment, standard input and standard output of this process.
 ///
 /// This is what `main` of a plugin returns. An answer that could not be written is told on
-/// standard error. From a terminal nothing is read.
+/// standard error. From a terminal nothing is read, from elsewhere for [`INPUT_TIMEOUT`] at most:
+/// a caller that never closes its end gets an error, with code 5.
+///
+/// Nothing but the answer reaches standard output: while the plugin runs, what it or a program that
+/// it starts prints there goes to standard error.
 pub fn run(plugin: &impl Plugin) -> ExitCode {
     let environment = Environment::new(std::env::vars_os());
-    let stdin = io::stdin().lock();
-    let exit = if stdin.is_terminal() {
-        dispatch(plugin, &environment, io::empty(), io::stdout().lock())
-    } else {
-        dispatch(plugin, &environment, stdin, io::stdout().lock())
+    let exit = match aside() {
+        Ok(stdout) => read_and_dispatch(plugin, &environment, stdout),
+        // No more files may be opened. The plugin may still be able to release what it has.
+        Err(_) => read_and_dispatch(plugin, &environment, io::stdout().lock()),
     };
     if let Exit::Unreported(_) = &exit {
         // Nothing is left to report to if this fails as well.
         let _ = writeln!(io::stderr(), "{exit}");
     }
     exit.into()
+}
+
+/// How long [`run`] waits for the end of its input. Runtimes write it before they do anything else.
+pub const INPUT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Puts standard output aside for the answer, and standard error in its place.
+fn aside() -> io::Result<File> {
+    let answers = io::stdout().as_fd().try_clone_to_owned()?;
+    dup2_stdout(io::stderr())?;
+    Ok(answers.into())
+}
+
+fn read_and_dispatch(plugin: &impl Plugin, environment: &Environment, stdout: impl Write) -> Exit {
+    let stdin = io::stdin();
+    if stdin.is_terminal() {
+        return dispatch(plugin, environment, io::empty(), stdout);
+    }
+    match stdin.as_fd().try_clone_to_owned() {
+        Ok(stdin) => dispatch(plugin, environment, Patient::new(stdin, INPUT_TIMEOUT), stdout),
+        Err(_) => dispatch(plugin, environment, stdin.lock(), stdout),
+    }
+}
+
+/// An input that is waited for so long and no longer.
+struct Patient {
+    input: File,
+    timeout: Duration,
+    deadline: Instant,
+}
+
+impl Patient {
+    fn new(input: OwnedFd, timeout: Duration) -> Self {
+        Self { input: input.into(), timeout, deadline: Instant::now() + timeout }
+    }
+}
+
+impl Read for Patient {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        let left = Timespec::try_from(left).map_err(io::Error::other)?;
+        match poll(&mut [PollFd::new(&self.input, PollFlags::IN)], Some(&left))? {
+            0 => {
+                let text = format!("it did not end within {} s", self.timeout.as_secs_f32());
+                Err(io::Error::new(io::ErrorKind::TimedOut, text))
+            }
+            _ => self.input.read(buffer),
+        }
+    }
 }
 
 /// Runs a plugin: reads the parameters, checks them, calls it, writes the answer.
@@ -308,4 +364,51 @@ fn write(mut stdout: impl Write, answer: &Value) -> io::Result<()> {
     line.push(b'\n');
     stdout.write_all(&line)?;
     stdout.flush()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::Success;
+
+    struct Nothing;
+
+    impl Plugin for Nothing {
+        fn add(&self, _: &Add) -> Result<Success, Error> {
+            Ok(Success::default())
+        }
+
+        fn del(&self, _: &Del) -> Result<(), Error> {
+            Ok(())
+        }
+
+        fn check(&self, _: &Check) -> Result<(), Error> {
+            Ok(())
+        }
+    }
+
+    fn answer(command: &'static str, written: &[u8]) -> Value {
+        let variables = ["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"].map(|name| (name, "x"));
+        let environment = Environment::new(variables.into_iter().chain([("CNI_COMMAND", command)]));
+        let (input, mut caller) = io::pipe().unwrap();
+        caller.write_all(written).unwrap();
+        let mut answer = Vec::new();
+        let input = Patient::new(input.into(), Duration::from_millis(50));
+        let _ = dispatch(&Nothing, &environment, input, &mut answer);
+        // Only now: a caller that never closes its end.
+        drop(caller);
+        serde_json::from_slice(&answer).unwrap()
+    }
+
+    #[test]
+    fn an_input_that_does_not_end_is_not_waited_for() {
+        let config = br#"{"cniVersion": "1.0.0", "name": "net", "type": "x"}"#;
+        for written in [&config[..], &config[..9], b""] {
+            let error = answer("ADD", written);
+            assert_eq!(error["code"], 5, "{error}");
+            assert_eq!(error["details"], "it did not end within 0.05 s");
+        }
+        assert_eq!(answer("VERSION", config)["cniVersion"], "1.0.0");
+        assert_eq!(answer("VERSION", b"")["cniVersion"], "1.1.0");
+    }
 }

@@ -51,6 +51,11 @@ impl Code {
         Self(code)
     }
 
+    /// A code that a plugin has answered with; what is answered is not for us to choose.
+    pub(crate) const fn from_wire(code: u32) -> Self {
+        Self(code)
+    }
+
     /// The number.
     #[must_use]
     pub const fn get(self) -> u32 {
@@ -86,6 +91,15 @@ impl Error {
     pub fn with_details(mut self, details: impl Into<String>) -> Self {
         self.details = details.into();
         self
+    }
+
+    /// Adds to what the longer description says already.
+    pub(crate) fn with_more(self, more: &str) -> Self {
+        let details = match self.details.as_str() {
+            "" => more.to_owned(),
+            details => format!("{details}; {more}"),
+        };
+        self.with_details(details)
     }
 
     /// Adds an error and all its sources as the longer description.

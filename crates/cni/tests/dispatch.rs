@@ -478,6 +478,24 @@ fn del_succeeds_with_little() {
 }
 
 #[test]
+fn keys_of_lists_are_the_runtimes_business() {
+    let mut config = config(SpecVersion::V1_1_0);
+    for (key, value) in [
+        ("cniVersions", json!(["1.0.0", "1.1.0", "9.0.0"])),
+        ("disableCheck", json!(true)),
+        ("disableGC", json!("true")),
+        ("loadOnlyInlinedPlugins", json!(false)),
+        ("capabilities", json!({"mac": true})),
+    ] {
+        config[key] = value;
+    }
+    let plugin = Recorder::default();
+    let stdin = config.to_string();
+    let (exit, _) = call(&plugin, environment("STATUS"), stdin.as_bytes());
+    assert!(exit.is_success(), "{exit}");
+}
+
+#[test]
 fn check_needs_a_prev_result() {
     let (code, text, _) =
         refused(environment("CHECK"), config(SpecVersion::V0_4_0).to_string().as_bytes());

@@ -4,7 +4,9 @@
 #![expect(clippy::unwrap_used, reason = "functions that tests share panic as tests do")]
 
 use podwire_cni::types::{Dns, Interface, Ip, Route, Success};
-use podwire_cni::{Code, Error, NetworkConfig, SpecVersion};
+use podwire_cni::{
+    Add, Check, Code, Del, Environment, Error, NetworkConfig, Plugin, SpecVersion, dispatch,
+};
 use serde_json::{Value, json};
 
 /// The example that runs through the specification: an address on the third of three interfaces.
@@ -274,4 +276,85 @@ fn the_one_address_is_the_containers() {
     // Without interfaces nothing tells them apart, and the first is as good as any.
     success.interfaces.clear();
     assert_eq!(success.to_value(SpecVersion::V0_2_0)["ip4"]["ip"], "10.9.0.1/32");
+}
+
+/// A plugin that hands on what it was given, as portmap does.
+struct Portmap;
+
+impl Plugin for Portmap {
+    fn add(&self, add: &Add) -> Result<Success, Error> {
+        Ok(add.prev_result.clone().unwrap_or_default())
+    }
+
+    fn del(&self, _: &Del) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn check(&self, _: &Check) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
+/// What a call of it writes: a result, an error, nothing.
+fn answer(command: &str, input: &Value) -> Option<Value> {
+    let environment = Environment::new([
+        ("CNI_COMMAND", command),
+        ("CNI_CONTAINERID", "blue"),
+        ("CNI_NETNS", "/var/run/netns/blue"),
+        ("CNI_IFNAME", "eth0"),
+        ("CNI_ARGS", "argA=foo"),
+        ("CNI_PATH", "/opt/cni/bin"),
+    ]);
+    let mut stdout = Vec::new();
+    let _ = dispatch(&Portmap, &environment, input.to_string().as_bytes(), &mut stdout);
+    (!stdout.is_empty()).then(|| serde_json::from_slice(&stdout).unwrap())
+}
+
+/// Every input that the specifications' examples show, in every version and command; what
+/// runtimes make of the same files is in tests/runtime.rs.
+#[test]
+fn a_plugin_takes_what_the_specifications_give_it() {
+    for text in [
+        include_str!("golden/lists/0.1.0.json"),
+        include_str!("golden/lists/0.2.0.json"),
+        include_str!("golden/lists/0.3.0.json"),
+        include_str!("golden/lists/0.3.1.json"),
+        include_str!("golden/lists/0.4.0.json"),
+        include_str!("golden/lists/1.0.0.json"),
+        include_str!("golden/lists/1.1.0.json"),
+    ] {
+        let golden: Value = serde_json::from_str(text).unwrap();
+        let version: SpecVersion =
+            golden["network"]["cniVersion"].as_str().unwrap().parse().unwrap();
+        let calls = golden["calls"].as_object().unwrap();
+        for (command, calls) in calls {
+            for call in calls.as_array().unwrap() {
+                let input = &call[1];
+                let answer = answer(command, input);
+                if command == "ADD" {
+                    let mut expected = input.get("prevResult").cloned().unwrap_or(json!({}));
+                    expected["cniVersion"] = version.as_str().into();
+                    assert_eq!(answer.unwrap(), expected, "{version}: {}", call[0]);
+                } else {
+                    assert_eq!(answer, None, "{version}: {command} {}", call[0]);
+                }
+            }
+        }
+        // And what the version does not have.
+        let input = &golden["calls"]["ADD"][0][1];
+        for command in
+            ["CHECK", "STATUS", "GC"].into_iter().filter(|name| !calls.contains_key(*name))
+        {
+            let error = answer(command, input).unwrap();
+            assert_eq!((&error["code"], &error["cniVersion"]), (&json!(1), &input["cniVersion"]));
+        }
+        assert_eq!(
+            answer("VERSION", input).unwrap(),
+            json!({
+                "cniVersion": version,
+                "supportedVersions":
+                    ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"],
+            })
+        );
+    }
 }

@@ -1,4 +1,4 @@
-//! A plugin as a process, as runtimes see it: the example that `cargo test` builds.
+//! A plugin as a process, as runtimes see it: the examples that `cargo test` builds.
 
 #![expect(clippy::unwrap_used, reason = "functions that tests share panic as tests do")]
 
@@ -13,10 +13,14 @@ const CONFIG: &str = r#"{"cniVersion": "1.0.0", "name": "net", "type": "fixed_ip
     "ipam": {"type": "fixed_ipam", "address": "10.1.0.5/24", "gateway": "10.1.0.1"}}"#;
 
 fn plugin() -> Command {
+    example("fixed_ipam")
+}
+
+fn example(name: &str) -> Command {
     let mut path: PathBuf = std::env::current_exe().unwrap();
     path.pop();
     path.set_file_name("examples");
-    path.push("fixed_ipam");
+    path.push(name);
     assert!(
         path.exists(),
         "{} is built by `cargo test` and `cargo build --examples`",
@@ -28,7 +32,10 @@ fn plugin() -> Command {
 }
 
 fn add() -> Command {
-    let mut command = plugin();
+    as_add(plugin())
+}
+
+fn as_add(mut command: Command) -> Command {
     command.env("CNI_COMMAND", "ADD").env("CNI_CONTAINERID", "c1").env("CNI_IFNAME", "eth0");
     command.env("CNI_NETNS", "/run/netns/c1");
     command
@@ -74,6 +81,25 @@ fn add_and_check_and_del() {
     let checked = output(add().env("CNI_COMMAND", "CHECK"), &config.to_string());
     assert_eq!(checked.status.code(), Some(1));
     assert_eq!(answer(&checked)["code"], 100);
+}
+
+#[test]
+fn what_a_plugin_prints_is_not_in_its_answer() {
+    let config = r#"{"cniVersion": "1.0.0", "name": "net", "type": "call_log",
+        "prevResult": {"ips": [{"address": "10.1.0.5/24"}]}}"#;
+    let added = output(&mut as_add(example("call_log")), config);
+    assert!(added.status.success());
+    assert_eq!(answer(&added)["ips"][0]["address"], "10.1.0.5/24");
+    assert_eq!(added.stderr, b"net ADD c1/eth0 /run/netns/c1\n");
+    // Nor where a plugin answers nothing.
+    let deleted = output(as_add(example("call_log")).env("CNI_COMMAND", "DEL"), config);
+    assert!(deleted.status.success() && deleted.stdout.is_empty());
+    assert_eq!(deleted.stderr, b"net DEL c1/eth0\n");
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let config = config.replace("\"type\"", &format!("\"logFile\": {:?}, \"type\"", file.path()));
+    let added = output(&mut as_add(example("call_log")), &config);
+    assert!(added.status.success() && added.stderr.is_empty());
+    assert_eq!(std::fs::read(file.path()).unwrap(), b"net ADD c1/eth0 /run/netns/c1\n");
 }
 
 #[test]

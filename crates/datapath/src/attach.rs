@@ -7,8 +7,8 @@ use std::{
 
 use podwire_abi::program;
 use podwire_bpf::{
-    AttachMode, AttachPoint, Attachment, Direction, FilterSlot, IfIndex, Removal, TcxLink,
-    probe_tcx,
+    AttachMode, AttachPoint, Attachment, ClsactFilter, Direction, FilterSlot, IfIndex, Removal,
+    TcxLink, probe_tcx,
 };
 
 use crate::{
@@ -19,13 +19,28 @@ use crate::{
 /// Which way of attaching is wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Attach {
-    /// TCX where the kernel has it, found by asking it; otherwise clsact.
+    /// Filters at host links, but TCX links where [`By::Link`] asks for them; TCX at the router pair,
+    /// if the kernel has it, found by asking it.
     #[default]
     Auto,
     /// TCX links (Linux 6.6), or an error.
     Tcx,
     /// Filters of a clsact queueing discipline.
     Clsact,
+}
+
+/// By what an endpoint's programs are attached to its host link.
+///
+/// A TCX link takes the kernel a grace period, 7 to 16 ms, to attach and as much to lose when the
+/// interface is deleted, for each of the two programs, while all other changes of interfaces wait
+/// (`tcx_entry_sync` of include/net/tcx.h). A filter costs neither.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum By {
+    /// Filters of a clsact queueing discipline.
+    #[default]
+    Filter,
+    /// TCX links (Linux 6.6), which leave the interface's queueing disciplines to others.
+    Link,
 }
 
 impl Attach {
@@ -77,27 +92,20 @@ impl Datapath {
     /// Attaches both programs to a host link in the node's way; replaces, without a gap, what is
     /// attached already, in whichever way.
     ///
-    /// A TCX attachment waits for a grace period of the kernel, 10 to 20 ms, for each program
-    /// (`tcx_entry_sync` of include/net/tcx.h), while other changes of interfaces wait for it. Endpoints
-    /// are therefore added with filters, which takes less than a millisecond, and this may follow
-    /// when the node is idle.
+    /// [`By`] says what a TCX attachment costs. Endpoints are therefore added with filters, and where
+    /// TCX is wanted for all this may follow when the node is idle.
     ///
     /// # Errors
     ///
     /// If the kernel refuses.
     pub fn attach(&self, host_link: &str, ifindex: u32) -> Result<()> {
-        match self.attach_mode() {
-            AttachMode::Tcx => {
-                self.attach_both(host_link, ifindex, AttachMode::Tcx)?;
-                // A TCX program comes first and decides; the filter behind it has nothing to do.
-                self.detach_mode(host_link, ifindex, AttachMode::Clsact)?;
-            }
-            AttachMode::Clsact => {
-                self.attach_both(host_link, ifindex, AttachMode::Clsact)?;
-                self.detach_mode(host_link, ifindex, AttachMode::Tcx)?;
-            }
-        }
-        Ok(())
+        let by = match self.attach {
+            Attach::Tcx => By::Link,
+            Attach::Clsact => By::Filter,
+            Attach::Auto if self.has_links(host_link, ifindex)? => By::Link,
+            Attach::Auto => By::Filter,
+        };
+        self.attach_by(host_link, ifindex, by)
     }
 
     /// Replaces, without a gap, the programs of a host link, and attaches those that are missing, in
@@ -107,12 +115,58 @@ impl Datapath {
     ///
     /// If the kernel refuses.
     pub fn refresh(&self, host_link: &str, ifindex: u32) -> Result<Attached> {
-        if self.attach_mode() == AttachMode::Clsact || self.has_links(host_link, ifindex)? {
+        if self.attach != Attach::Tcx || self.has_links(host_link, ifindex)? {
             self.attach(host_link, ifindex)?;
             return Ok(Attached::InPlace);
         }
-        self.attach_quickly(host_link, ifindex)?;
+        self.attach_both(host_link, ifindex, AttachMode::Clsact)?;
         Ok(Attached::Provisionally)
+    }
+
+    /// Attaches both programs, and detaches what was attached in the other way.
+    pub(crate) fn attach_by(&self, host_link: &str, ifindex: u32, by: By) -> Result<()> {
+        let (mode, other) = match by {
+            // A TCX program comes first and decides; the filter behind it has nothing to do.
+            By::Link => (AttachMode::Tcx, AttachMode::Clsact),
+            By::Filter => (AttachMode::Clsact, AttachMode::Tcx),
+        };
+        self.attach_both(host_link, ifindex, mode)?;
+        self.detach_mode(host_link, ifindex, other)?;
+        Ok(())
+    }
+
+    /// Which of an endpoint's programs are attached to its host link, by their names.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel does not tell.
+    pub fn attached(&self, host_link: &str, ifindex: u32) -> Result<[(&'static str, bool); 2]> {
+        let folder = self.links_folder().join(host_link);
+        let is = |direction: Direction| -> Result<bool> {
+            let pinned = match TcxLink::open(folder.join(direction.to_string())) {
+                Ok(link) => link.info()?.ifindex.map(IfIndex::as_u32) == Some(ifindex),
+                Err(error) if error.is_not_found() => false,
+                Err(error) => return Err(error.into()),
+            };
+            let filter = IfIndex::new(ifindex)
+                .map(|index| ClsactFilter::open(index, direction, FILTER))
+                .transpose();
+            match filter {
+                Ok(filter) => Ok(pinned || filter.flatten().is_some()),
+                Err(error) if error.is_not_found() => Ok(pinned),
+                Err(error) => Err(error.into()),
+            }
+        };
+        Ok([
+            (program::FROM_CONTAINER, is(Direction::Ingress)?),
+            (program::TO_CONTAINER, is(Direction::Egress)?),
+        ])
+    }
+
+    /// Whether TCX links are wanted for all endpoints.
+    #[must_use]
+    pub fn is_all_links(&self) -> bool {
+        self.attach == Attach::Tcx
     }
 
     fn has_links(&self, host_link: &str, ifindex: u32) -> Result<bool> {
@@ -128,12 +182,12 @@ impl Datapath {
         Ok(true)
     }
 
-    /// Attaches both programs to a new host link by filters.
-    pub(crate) fn attach_quickly(&self, host_link: &str, ifindex: u32) -> Result<()> {
-        self.attach_both(host_link, ifindex, AttachMode::Clsact)
-    }
-
-    fn attach_both(&self, host_link: &str, ifindex: u32, mode: AttachMode) -> Result<()> {
+    pub(crate) fn attach_both(
+        &self,
+        host_link: &str,
+        ifindex: u32,
+        mode: AttachMode,
+    ) -> Result<()> {
         // The way in comes last: nothing is forwarded before all is in place.
         for (name, direction) in [
             (program::TO_CONTAINER, Direction::Egress),

@@ -14,7 +14,7 @@ use podwire_bpf::{AttachMode, Loader, Object, Program, Removal};
 
 use crate::{
     OBJECT,
-    attach::Attach,
+    attach::{Attach, By},
     error::{Error, Result},
     slots::{FreeSlots, empty_generation, taken_generation},
     tables::{Tables, maps_folder},
@@ -72,6 +72,21 @@ pub struct EndpointConfig {
     pub addresses: Vec<IpAddr>,
     /// How packets are handed to it.
     pub delivery: Delivery,
+    /// Whose interface it is.
+    pub interface: Interface,
+    /// By what the programs of a new endpoint are attached.
+    pub by: By,
+}
+
+/// Whose an endpoint's interface is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Interface {
+    /// Made by podwire, and routed by it.
+    #[default]
+    Own,
+    /// Made by another plugin, which is its gateway: only the sources of its packets are checked, and
+    /// it is always [`Delivery::Stack`].
+    Adopted,
 }
 
 /// How packets are handed to an endpoint.
@@ -82,6 +97,10 @@ pub enum Delivery {
     Peer,
     /// Through the host link's egress, where foreign queueing disciplines and filters see it.
     Egress,
+    /// The same, and what it sends is checked and goes on by its own link, where foreign filters see
+    /// it, into the host stack; what other endpoints send to it goes by the stack as well, since a flow
+    /// goes by it in both directions or in none.
+    Stack,
 }
 
 /// The loaded programs, their maps, and the slots.
@@ -91,6 +110,7 @@ pub enum Delivery {
 pub struct Datapath {
     tables: Tables,
     object: Object,
+    pub(crate) attach: Attach,
     mode: AttachMode,
     bpffs: PathBuf,
     /// One writer at a time; the kernel's programs read meanwhile.
@@ -134,7 +154,8 @@ impl Datapath {
         let free = FreeSlots::of(&tables.slots.values()?);
         let mode = options.attach.resolve()?;
         let bpffs = options.bpffs.clone();
-        Ok(Self { tables, object, mode, bpffs, writing: Mutex::new(Writer { free }) })
+        let attach = options.attach;
+        Ok(Self { tables, object, attach, mode, bpffs, writing: Mutex::new(Writer { free }) })
     }
 
     /// The maps as rows.
@@ -219,16 +240,26 @@ impl Datapath {
         };
         let added = self
             .write_endpoint(endpoint, number, &addresses)
-            .and_then(|()| self.attach_quickly(&endpoint.host_link, endpoint.ifindex));
+            .and_then(|()| self.attach_new(endpoint));
         match added {
             Ok(()) => Ok(number),
             Err(error) => {
                 // The first error tells what is wrong; what cannot be undone now is found by the
                 // reconciliation at the next start.
-                let _ = self.erase(&mut writer, &endpoint.host_link, endpoint.ifindex, number);
+                let _ = self.erase(&mut writer, endpoint.ifindex, number);
+                let _ = self.detach(&endpoint.host_link, endpoint.ifindex);
                 Err(error)
             }
         }
+    }
+
+    /// What is attached to a new link is attached once: there is nothing to detach.
+    fn attach_new(&self, endpoint: &EndpointConfig) -> Result<()> {
+        let mode = match endpoint.by {
+            By::Filter => AttachMode::Clsact,
+            By::Link => AttachMode::Tcx,
+        };
+        self.attach_both(&endpoint.host_link, endpoint.ifindex, mode)
     }
 
     /// Forgets an endpoint and detaches its programs. Its addresses may be given to another only
@@ -238,14 +269,25 @@ impl Datapath {
     ///
     /// If a map or a pin cannot be changed.
     pub fn remove_endpoint(&self, host_link: &str, ifindex: u32) -> Result<Removal> {
+        let withdrawn = self.withdraw_endpoint(ifindex)?;
+        let detached = self.detach(host_link, ifindex)?;
+        Ok(if withdrawn == Removal::Removed { withdrawn } else { detached })
+    }
+
+    /// Forgets an endpoint. Its programs stay attached, and drop all they see: for an interface that
+    /// is about to be deleted, which takes programs along at no cost of their own.
+    ///
+    /// The addresses may be given to another only after [`grace_period`], or once the interface is
+    /// gone: deleting it waits for one.
+    ///
+    /// # Errors
+    ///
+    /// If a map cannot be changed.
+    pub fn withdraw_endpoint(&self, ifindex: u32) -> Result<Removal> {
         let mut writer = self.lock();
-        match self.tables.links.get(&ifindex)? {
-            Some(number) => {
-                self.erase(&mut writer, host_link, ifindex, number)?;
-                Ok(Removal::Removed)
-            }
-            None => self.detach(host_link, ifindex),
-        }
+        let Some(number) = self.tables.links.get(&ifindex)? else { return Ok(Removal::Absent) };
+        self.erase(&mut writer, ifindex, number)?;
+        Ok(Removal::Removed)
     }
 
     /// Changes how packets are handed to an endpoint, effective for the very next one.
@@ -257,8 +299,30 @@ impl Datapath {
         let _writer = self.lock();
         let number = self.tables.links.get(&ifindex)?.ok_or(Error::NoEndpoint { ifindex })?;
         let mut slot = self.tables.slots.get(number)?;
-        slot.flags = flags(delivery);
+        let interface = interface(slot.flags);
+        slot.flags = flags(delivery, interface);
         Ok(self.tables.slots.set(number, &slot)?)
+    }
+
+    /// Changes the MAC of an endpoint's interface in the container. What is on its way in that moment is
+    /// dropped, and never judged by half of each.
+    ///
+    /// # Errors
+    ///
+    /// If no endpoint is known on the link, or the map refuses.
+    pub fn set_mac(&self, ifindex: u32, mac: Mac) -> Result<()> {
+        let _writer = self.lock();
+        let number = self.tables.links.get(&ifindex)?.ok_or(Error::NoEndpoint { ifindex })?;
+        let slot = self.tables.slots.get(number)?;
+        let host_mac = slot.to_pod.source();
+        let changed = Slot {
+            from_pod: EthernetPair::new(host_mac, mac),
+            to_pod: EthernetPair::new(mac, host_mac),
+            ..slot
+        };
+        let unbelieved = Slot { generation: empty_generation(slot.generation), ..changed };
+        self.tables.slots.set(number, &unbelieved)?;
+        Ok(self.tables.slots.set(number, &changed)?)
     }
 
     /// No address may belong to an endpoint in another slot.
@@ -291,7 +355,7 @@ impl Datapath {
         let slot = Slot {
             generation: taken_generation(empty_generation(last.generation)),
             ifindex: endpoint.ifindex,
-            flags: flags(endpoint.delivery),
+            flags: flags(endpoint.delivery, endpoint.interface),
             identity: identity::UNMANAGED,
             from_pod: EthernetPair::new(endpoint.host_mac, endpoint.mac),
             to_pod: EthernetPair::new(endpoint.mac, endpoint.host_mac),
@@ -318,15 +382,14 @@ impl Datapath {
         Ok(())
     }
 
-    /// Removes what leads to the slot first, then the slot, then the programs.
-    fn erase(&self, writer: &mut Writer, host_link: &str, ifindex: u32, number: u32) -> Result<()> {
+    /// Removes what leads to the slot first, then the slot.
+    fn erase(&self, writer: &mut Writer, ifindex: u32, number: u32) -> Result<()> {
         let slot = self.tables.slots.get(number)?;
         self.remove_addresses(number, &slot)?;
         self.tables.links.remove(&ifindex)?;
         let empty = Slot { generation: empty_generation(slot.generation), ..Slot::default() };
         self.tables.slots.set(number, &empty)?;
         writer.free.give_back(number);
-        self.detach(host_link, ifindex)?;
         Ok(())
     }
 
@@ -373,11 +436,28 @@ impl Addresses {
     }
 }
 
-const fn flags(delivery: Delivery) -> u32 {
-    match delivery {
-        Delivery::Peer => 0,
-        Delivery::Egress => slot_flag::DELIVER_TO_EGRESS,
+const fn flags(delivery: Delivery, interface: Interface) -> u32 {
+    const STACK: u32 = slot_flag::DELIVER_TO_EGRESS | slot_flag::BY_STACK;
+    match (interface, delivery) {
+        (Interface::Adopted, _) => STACK | slot_flag::CHAINED,
+        (Interface::Own, Delivery::Peer) => 0,
+        (Interface::Own, Delivery::Egress) => slot_flag::DELIVER_TO_EGRESS,
+        (Interface::Own, Delivery::Stack) => STACK,
     }
+}
+
+pub(crate) const fn delivery(flags: u32) -> Delivery {
+    if flags & slot_flag::BY_STACK != 0 {
+        Delivery::Stack
+    } else if flags & slot_flag::DELIVER_TO_EGRESS != 0 {
+        Delivery::Egress
+    } else {
+        Delivery::Peer
+    }
+}
+
+pub(crate) const fn interface(flags: u32) -> Interface {
+    if flags & slot_flag::CHAINED != 0 { Interface::Adopted } else { Interface::Own }
 }
 
 /// Waits until no program that began before this call is still running: what was removed from the

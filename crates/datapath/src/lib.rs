@@ -7,8 +7,10 @@ mod error;
 mod slots;
 mod tables;
 
-pub use attach::{Attach, Attached, LinkPin, is_own_filter};
-pub use datapath::{Datapath, Delivery, EndpointConfig, NodeSetup, Options, grace_period};
+pub use attach::{Attach, Attached, By, LinkPin, is_own_filter};
+pub use datapath::{
+    Datapath, Delivery, EndpointConfig, Interface, NodeSetup, Options, grace_period,
+};
 pub use error::Error;
 pub use podwire_abi as abi;
 pub use podwire_bpf::AttachMode;

@@ -7,11 +7,14 @@ use std::{
 
 use podwire_abi::{
     Address, Counter, FlowEntry, FlowKey, Hook, IpcacheEntry, METRICS_ENTRIES, Mac, NodeConfig,
-    Protocol, Reason, Slot, map, metric_index, slot_flag,
+    Protocol, Reason, Slot, map, metric_index,
 };
 use podwire_bpf::{Array, HashMap, LruHashMap, PerCpuArray};
 
-use crate::{datapath::Delivery, error::Result};
+use crate::{
+    datapath::{self, Delivery, Interface},
+    error::Result,
+};
 
 /// The pinned maps of a node.
 ///
@@ -47,6 +50,8 @@ pub struct EndpointRow {
     pub addresses: Vec<IpAddr>,
     /// How packets are handed to it.
     pub delivery: Delivery,
+    /// Whose interface it is.
+    pub interface: Interface,
 }
 
 /// One address that the datapath knows.
@@ -235,11 +240,8 @@ fn endpoint_row((number, slot): (u32, &Slot)) -> EndpointRow {
         mac: slot.to_pod.destination(),
         host_mac: slot.to_pod.source(),
         addresses,
-        delivery: if slot.flags & slot_flag::DELIVER_TO_EGRESS == 0 {
-            Delivery::Peer
-        } else {
-            Delivery::Egress
-        },
+        delivery: datapath::delivery(slot.flags),
+        interface: datapath::interface(slot.flags),
     }
 }
 

@@ -23,7 +23,7 @@ mod packet;
 mod verdict;
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
-use podwire_abi::{Address, Hook, MARK_DECIDED, NodeConfig, Reason, Slot};
+use podwire_abi::{Address, Hook, MARK_DECIDED, NodeConfig, Reason, Slot, slot_flag};
 
 use crate::{
     packet::{ETH_ARP, ETH_IPV4, ETH_IPV6, Kind, Packet},
@@ -57,6 +57,9 @@ pub fn from_host(ctx: TcContext) -> i32 {
 #[inline(always)]
 fn judge_from_container(ctx: &TcContext) -> Outcome {
     let (number, slot) = slot_of_link(ctx)?;
+    if slot.flags & slot_flag::CHAINED != 0 {
+        return judge_from_chained(ctx, slot);
+    }
     let config = config()?;
     let frame = packet::ethernet(ctx)?;
     let ethertype = packet::ethertype(ctx, frame)?;
@@ -96,6 +99,9 @@ fn judge_from_container(ctx: &TcContext) -> Outcome {
     if packet.key.destination.is_ipv6_link_local() {
         return Err(Drop(Reason::LinkLocal));
     }
+    if slot.flags & slot_flag::BY_STACK != 0 {
+        return Ok(Verdict::next(Reason::PassedToLink));
+    }
     let packet = packet.with_ports(ctx)?;
     let Some(receiver) = forward::holder(&packet.key.destination) else {
         // The table holds only flows between local endpoints, but for ICMP errors about one.
@@ -107,10 +113,31 @@ fn judge_from_container(ctx: &TcContext) -> Outcome {
         return forward::to_stack(ctx, config, Reason::ToStackByFlow);
     }
     let receiver = forward::endpoint(receiver, &packet.key.destination)?;
+    if receiver.flags & slot_flag::BY_STACK != 0 {
+        return forward::to_stack(ctx, config, Reason::ToStack);
+    }
     if packet.hops <= 1 {
         return forward::to_stack(ctx, config, Reason::ToStackExpired);
     }
     forward::deliver_routed(ctx, &packet, receiver)
+}
+
+/// What a pod sends whose interface is another plugin's: how it finds its neighbours and gateway is that
+/// plugin's affair, where its packets say they come from is ours.
+#[inline(always)]
+fn judge_from_chained(ctx: &TcContext, slot: &Slot) -> Outcome {
+    let packet = match packet::ethertype(ctx, packet::ethernet(ctx)?)? {
+        ETH_IPV4 => packet::parse_ipv4(ctx)?,
+        ETH_IPV6 => packet::parse_ipv6(ctx)?,
+        _ => return Ok(Verdict::next(Reason::PassedToLink)),
+    };
+    let source = &packet.key.source;
+    // Before it has an address, and among neighbours, a host speaks otherwise (RFC 2131, RFC 4862).
+    let nobody = source.is_unspecified() || source.is_ipv4() && source.ipv4_raw().raw() == 0;
+    if !slot.owns(source) && !nobody && !source.is_ipv6_link_local() {
+        return Err(Drop(Reason::SpoofedAddress));
+    }
+    Ok(Verdict::next(Reason::PassedToLink))
 }
 
 #[inline(always)]
@@ -120,6 +147,9 @@ fn judge_to_container(ctx: &TcContext) -> Outcome {
         return Ok(Verdict::next(Reason::Passed));
     }
     let (number, slot) = slot_of_link(ctx)?;
+    if slot.flags & slot_flag::CHAINED != 0 {
+        return Ok(Verdict::next(Reason::Passed));
+    }
     let packet = match packet::ethertype(ctx, packet::ethernet(ctx)?)? {
         ETH_IPV4 => packet::parse_ipv4(ctx)?,
         ETH_IPV6 => packet::parse_ipv6(ctx)?,

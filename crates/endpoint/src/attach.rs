@@ -1,8 +1,10 @@
 //! A pod becomes an endpoint.
 
 use podwire_api::{
-    Client, Endpoint, EndpointId, EndpointRequest, LeaseReply, LeaseRequest, Mac, PodRef,
+    Client, Disciplines, Endpoint, EndpointId, EndpointRequest, Interface, LeaseReply,
+    LeaseRequest, Mac, OtherFamilies, PodRef,
 };
+use podwire_netlink::MacAddr;
 use podwire_netns::Netns;
 
 use crate::{
@@ -19,15 +21,29 @@ pub struct Attachment {
     pub network: Option<String>,
     /// The pod, where there is one.
     pub pod: Option<PodRef>,
-    /// Addresses that it must have; otherwise the agent chooses.
+    /// Addresses that it must have.
     pub addresses: Vec<std::net::IpAddr>,
+    /// What becomes of a family that none of `addresses` is of.
+    pub others: OtherFamilies,
+    /// The MAC that its interface must have; otherwise one that follows from the id.
+    pub mac: Option<MacAddr>,
+    /// Whether somebody else needs the host link's queueing disciplines.
+    pub disciplines: Disciplines,
 }
 
 impl Attachment {
     /// An attachment of which nothing else is said.
     #[must_use]
     pub const fn new(id: EndpointId) -> Self {
-        Self { id, network: None, pod: None, addresses: Vec::new() }
+        Self {
+            id,
+            network: None,
+            pod: None,
+            addresses: Vec::new(),
+            others: OtherFamilies::Lease,
+            mac: None,
+            disciplines: Disciplines::Free,
+        }
     }
 }
 
@@ -63,9 +79,11 @@ pub fn attach(agent: &Client, netns: &Netns, attachment: &Attachment) -> Result<
     let lease = agent.lease(&LeaseRequest {
         id: id.clone(),
         pod: attachment.pod.clone(),
+        network: attachment.network.clone(),
         addresses: attachment.addresses.clone(),
+        others: attachment.others,
     })?;
-    let attached = wire_over(&mut sockets, id, netns, &lease).and_then(|wired| {
+    let attached = wire_over(&mut sockets, id, netns, &lease, attachment.mac).and_then(|wired| {
         let endpoint = agent.create_endpoint(id, &request(attachment, &wired, &lease))?;
         wait_until_usable(&mut sockets, id, &wired, &lease)?;
         Ok(endpoint)
@@ -83,7 +101,7 @@ pub fn attach(agent: &Client, netns: &Netns, attachment: &Attachment) -> Result<
     }
 }
 
-fn is_unknown(agent: &Client, id: &EndpointId) -> Result<bool> {
+pub(crate) fn is_unknown(agent: &Client, id: &EndpointId) -> Result<bool> {
     match agent.endpoint(id) {
         Ok(_) => Ok(false),
         Err(error) if error.is_not_found() => Ok(true),
@@ -100,5 +118,7 @@ fn request(attachment: &Attachment, wired: &Wired, lease: &LeaseReply) -> Endpoi
         addresses: lease.addresses.iter().map(ipnetwork::IpNetwork::ip).collect(),
         network: attachment.network.clone(),
         pod: attachment.pod.clone(),
+        interface: Interface::Own,
+        disciplines: attachment.disciplines,
     }
 }

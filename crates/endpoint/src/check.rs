@@ -1,14 +1,14 @@
 //! Comparing a pod with what it should be.
 
-use std::fmt;
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
-use podwire_api::{AgentConfig, Client, Endpoint, EndpointId};
-use podwire_netlink::{IfIndex, MacAddr, NeighbourState, Route, RouteFilter};
+use podwire_api::{AgentConfig, Client, Difference, Endpoint, EndpointId};
+use podwire_netlink::{IfIndex, Link, MacAddr, NeighbourState, Route, RouteFilter};
 use podwire_netns::Netns;
 
 use crate::{
+    adopt::{Pair, mark, pair},
     error::{Error, Result},
     wire::{Sockets, bears_mark, container_link, gateway, host_link, routes},
 };
@@ -22,25 +22,8 @@ pub struct Expected {
     pub mac: Option<MacAddr>,
 }
 
-/// One thing that is not as it should be.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Difference {
-    /// What was looked at.
-    pub what: String,
-    /// What it should be.
-    pub expected: String,
-    /// What it is.
-    pub found: String,
-}
-
-impl fmt::Display for Difference {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: expected {}, found {}", self.what, self.expected, self.found)
-    }
-}
-
-/// Compares interfaces, addresses, routes, neighbour and the agent's record with what they should
-/// be; an empty list says that all is well.
+/// Compares interfaces, addresses, routes, neighbour, the agent's record, programs and map entries with
+/// what they should be; an empty list says that all is well.
 ///
 /// # Errors
 ///
@@ -70,32 +53,104 @@ pub fn check(
     } else {
         findings.missing(&host_name, "the host link");
     }
-    let Some(peer) = peer else {
+    if let Some(peer) = &peer {
+        check_interface(&mut findings, id, peer, host.as_ref(), &host_name, expected);
+        check_container(&mut findings, &mut sockets, id, peer.index, &config, expected)?;
+    } else {
         findings.missing(id.ifname.as_str(), "the container's interface");
-        return Ok(findings.0);
+    }
+    check_agent(&mut findings, agent, id, host.map(|h| h.index), expected)?;
+    Ok(findings.0)
+}
+
+/// The same for an interface that was adopted, as far as it is podwire's: the mark, the addresses, the
+/// agent's record, programs and map entries.
+///
+/// # Errors
+///
+/// As [`check`].
+pub fn check_adopted(
+    agent: &Client,
+    netns: &Netns,
+    id: &EndpointId,
+    expected: &Expected,
+) -> Result<Vec<Difference>> {
+    let mut findings = Findings::default();
+    let config = agent.config()?;
+    let mut sockets = Sockets::open(id, netns)?;
+    let host = match pair(&mut sockets, id) {
+        Ok(Pair { host, container }) => {
+            let name = host.name.to_string();
+            let mark = mark(&config, id);
+            findings.expect(
+                &name,
+                &format!("alias {mark}"),
+                host.alias.as_deref() == Some(mark.as_str()),
+                || format!("alias {:?}", host.alias.as_deref().unwrap_or_default()),
+            );
+            check_interface(&mut findings, id, &container, Some(&host), &name, expected);
+            let failed = Error::netlink("check", id);
+            let addresses = sockets.container.addresses(container.index).map_err(failed)?;
+            for address in &expected.addresses {
+                let there = addresses.iter().any(|found| found.network == *address);
+                findings.expect(id.ifname.as_str(), &format!("address {address}"), there, || {
+                    "no such address".into()
+                });
+            }
+            Some(host.index)
+        }
+        Err(Error::NotAdoptable { why, .. }) => {
+            findings.expect(id.ifname.as_str(), "a veth that was adopted", false, || why);
+            None
+        }
+        Err(error) => return Err(error),
     };
-    findings.expect(id.ifname.as_str(), "up", peer.is_up(), || "down".into());
-    if let Some(host) = &host {
-        let pair = peer.peer == Some(host.index);
-        findings.expect(id.ifname.as_str(), &format!("the peer of {host_name}"), pair, || {
-            format!("the peer of interface {:?}", peer.peer.map(IfIndex::as_u32))
+    check_agent(&mut findings, agent, id, host, expected)?;
+    Ok(findings.0)
+}
+
+fn check_interface(
+    findings: &mut Findings,
+    id: &EndpointId,
+    container: &Link,
+    host: Option<&Link>,
+    host_name: &str,
+    expected: &Expected,
+) {
+    let ifname = id.ifname.as_str();
+    findings.expect(ifname, "up", container.is_up(), || "down".into());
+    if let Some(host) = host {
+        let pair = container.peer == Some(host.index);
+        findings.expect(ifname, &format!("the peer of {host_name}"), pair, || {
+            format!("the peer of interface {:?}", container.peer.map(IfIndex::as_u32))
         });
     }
     if let Some(mac) = expected.mac {
-        let found = peer.mac;
-        findings.expect(id.ifname.as_str(), &format!("MAC {mac}"), found == Some(mac), || {
+        let found = container.mac;
+        findings.expect(ifname, &format!("MAC {mac}"), found == Some(mac), || {
             found.map_or("none".into(), |mac| mac.to_string())
         });
     }
-    check_container(&mut findings, &mut sockets, id, peer.index, &config, expected)?;
-    match agent.endpoint(id) {
-        Ok(endpoint) => check_record(&mut findings, &endpoint, host.map(|h| h.index), expected),
+}
+
+fn check_agent(
+    findings: &mut Findings,
+    agent: &Client,
+    id: &EndpointId,
+    host: Option<IfIndex>,
+    expected: &Expected,
+) -> Result<()> {
+    match agent.inspect(id) {
+        Ok(inspection) => {
+            check_record(findings, &inspection.endpoint, host, expected);
+            findings.0.extend(inspection.differences);
+        }
         Err(error) if error.is_not_found() => {
             findings.missing(&id.to_string(), "the agent's record");
         }
         Err(error) => return Err(error.into()),
     }
-    Ok(findings.0)
+    Ok(())
 }
 
 fn check_container(

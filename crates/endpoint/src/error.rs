@@ -56,6 +56,22 @@ pub enum Error {
         /// The name.
         host_link: String,
     },
+    /// An interface of another plugin cannot be adopted.
+    #[error("{id}: the interface cannot be adopted: {why}")]
+    NotAdoptable {
+        /// The endpoint.
+        id: EndpointId,
+        /// Why.
+        why: String,
+    },
+    /// Garbage collection could not remove everything.
+    #[error("network {network}: not everything could be removed: {}", failed.join("; "))]
+    Collection {
+        /// The network.
+        network: String,
+        /// What could not be removed, and why.
+        failed: Vec<String>,
+    },
     /// The agent leased an address of a family without a gateway for it.
     #[error("{id}: the agent leased {address}, but names no gateway of that family")]
     NoGateway {
@@ -72,9 +88,6 @@ pub enum Error {
         /// The system's words.
         source: io::Error,
     },
-    /// Several removals failed; each is named.
-    #[error("{} endpoints could not be removed: {}", .0.len(), list(.0))]
-    Several(Vec<(EndpointId, Error)>),
 }
 
 impl From<podwire_api::Error> for Error {
@@ -118,14 +131,12 @@ impl Error {
             }
             Self::OwnNetns { .. } => Some("containers in the node's network need no CNI"),
             Self::HostLinkTaken { .. } => Some("rename or remove that interface"),
+            Self::NotAdoptable { .. } => {
+                Some("podwire can be chained after plugins that make veth pairs: ptp, bridge")
+            }
             _ => None,
         }
     }
-}
-
-fn list(errors: &[(EndpointId, Error)]) -> String {
-    let each: Vec<_> = errors.iter().map(|(id, error)| format!("{id}: {error}")).collect();
-    each.join("; ")
 }
 
 pub(crate) type Result<T> = std::result::Result<T, Error>;

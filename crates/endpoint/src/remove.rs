@@ -2,15 +2,19 @@
 
 use std::path::Path;
 
-use podwire_api::{Client, EndpointId, Removed, pending_del_dir};
+use podwire_api::{Client, EndpointId, GcRequest, Removed, pending_del_dir};
+use podwire_netns::Netns;
 
 use crate::{
+    adopt::unmark,
     error::{Error, Result},
     note,
     wire::unwire,
 };
 
 /// Removes an endpoint: programs, map entries, lease, interfaces. `Absent` if nothing was there.
+///
+/// Of an interface that was adopted only the mark goes; `netns`, where it still is, helps to find it.
 ///
 /// If the agent is away, the interfaces are removed and a durable note below `run_dir` tells the
 /// next agent to do its part before it accepts its first ADD.
@@ -19,27 +23,42 @@ use crate::{
 ///
 /// If the agent refuses, the kernel refuses, or the note cannot be written; the runtime repeats
 /// the DEL then.
-pub fn remove(agent: &Client, run_dir: &Path, id: &EndpointId) -> Result<Removed> {
+pub fn remove(
+    agent: &Client,
+    run_dir: &Path,
+    id: &EndpointId,
+    interface: Adopted<'_>,
+) -> Result<Removed> {
     match agent.delete_endpoint(id) {
         Ok(removed) => {
             // The agent removes the links of endpoints; one that never became an endpoint is here.
-            let unwired = unwire_own(id)?;
-            Ok(if unwired == Removed::Removed { unwired } else { removed })
+            let here = remove_here(id, interface)?;
+            Ok(if here == Removed::Removed { here } else { removed })
         }
         Err(error) if error.is_try_again() => {
             let path = note::leave(&pending_del_dir(run_dir), id)?;
-            let unwired = unwire_own(id)?;
+            let here = remove_here(id, interface)?;
             // An agent that started meanwhile may have read the notes before this one was there.
             if agent.delete_endpoint(id).is_ok() {
                 note::take_back(&path)?;
             }
-            Ok(unwired)
+            Ok(here)
         }
         Err(error) => Err(error.into()),
     }
 }
 
-/// Removes the endpoints of `network` that are not among `valid`; gives those removed.
+/// Whether the interface that is to be removed is another plugin's.
+#[derive(Debug, Clone, Copy)]
+pub enum Adopted<'n> {
+    /// It is podwire's own.
+    No,
+    /// It was adopted, in this namespace if that is still there.
+    In(Option<&'n Netns>),
+}
+
+/// Removes what belongs to `network` and is not among `valid`: endpoints, and what killed ADDs have
+/// left; gives those removed.
 ///
 /// # Errors
 ///
@@ -47,21 +66,22 @@ pub fn remove(agent: &Client, run_dir: &Path, id: &EndpointId) -> Result<Removed
 /// tried.
 pub fn remove_others(
     agent: &Client,
-    run_dir: &Path,
     network: &str,
-    valid: &[EndpointId],
+    valid: Vec<EndpointId>,
 ) -> Result<Vec<EndpointId>> {
-    let (mut removed, mut failed) = (Vec::new(), Vec::new());
-    for endpoint in agent.endpoints()? {
-        if endpoint.network.as_deref() != Some(network) || valid.contains(&endpoint.id) {
-            continue;
-        }
-        match remove(agent, run_dir, &endpoint.id) {
-            Ok(_) => removed.push(endpoint.id),
-            Err(error) => failed.push((endpoint.id, error)),
-        }
+    let reply = agent.gc(&GcRequest { network: network.to_owned(), valid })?;
+    if reply.failed.is_empty() {
+        return Ok(reply.removed);
     }
-    if failed.is_empty() { Ok(removed) } else { Err(Error::Several(failed)) }
+    Err(Error::Collection { network: network.to_owned(), failed: reply.failed })
+}
+
+fn remove_here(id: &EndpointId, interface: Adopted<'_>) -> Result<Removed> {
+    match interface {
+        Adopted::No => unwire_own(id),
+        Adopted::In(Some(netns)) => unmark(netns, id),
+        Adopted::In(None) => Ok(Removed::Absent),
+    }
 }
 
 /// A link of that name that is not ours is none of DEL's business.

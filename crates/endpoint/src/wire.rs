@@ -63,13 +63,19 @@ impl Sockets {
 ///
 /// The pair is born by one request: the host link here, its peer with its final name in the
 /// container, both MACs given. What stands there from an earlier attempt at the same endpoint is
-/// removed first; anything else by that name is an error. A failure leaves nothing.
+/// removed first; anything else by that name is an error. A failure leaves nothing. Without `mac` the
+/// container's interface has [`container_mac`].
 ///
 /// # Errors
 ///
 /// If a name is taken by someone else, or the kernel refuses.
-pub fn wire(id: &EndpointId, netns: &Netns, lease: &LeaseReply) -> Result<Wired> {
-    wire_over(&mut Sockets::open(id, netns)?, id, netns, lease)
+pub fn wire(
+    id: &EndpointId,
+    netns: &Netns,
+    lease: &LeaseReply,
+    mac: Option<MacAddr>,
+) -> Result<Wired> {
+    wire_over(&mut Sockets::open(id, netns)?, id, netns, lease, mac)
 }
 
 /// Removes the host link of an endpoint, and its peer with it; `Absent` if there is none.
@@ -87,16 +93,17 @@ pub(crate) fn wire_over(
     id: &EndpointId,
     netns: &Netns,
     lease: &LeaseReply,
+    mac: Option<MacAddr>,
 ) -> Result<Wired> {
     match holder(sockets, id)? {
         Holder::Nobody => {}
         Holder::Ours => drop(unwire_over(&mut sockets.host, id)?),
         Holder::Other => return Err(Error::NameTaken { id: id.clone() }),
     }
-    let wired = match create(sockets, id, netns, lease) {
+    let wired = match create(sockets, id, netns, lease, mac) {
         Err(Error::Netns(error)) if error.taken() == Some(Taken::Host) => {
             unwire_over(&mut sockets.host, id)?;
-            create(sockets, id, netns, lease)
+            create(sockets, id, netns, lease, mac)
         }
         created => created,
     }?;
@@ -167,8 +174,9 @@ fn create(
     id: &EndpointId,
     netns: &Netns,
     lease: &LeaseReply,
+    mac: Option<MacAddr>,
 ) -> Result<Wired> {
-    let (host_mac, container_mac) = (host_mac(id), container_mac(id));
+    let (host_mac, container_mac) = (host_mac(id), mac.unwrap_or_else(|| container_mac(id)));
     let mark = Mark::Endpoint { node: lease.node.name.clone(), id: id.clone() };
     let veth = create_veth(
         &mut sockets.host,

@@ -3,7 +3,7 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
-use crate::{Addresses, Family, Owner};
+use crate::{AddressRange, Addresses, Bound, Family, Owner};
 
 /// Why the allocator refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -125,6 +125,78 @@ pub enum Error {
         /// The address given after it.
         second: IpAddr,
     },
+    /// A subnet has no room for a gateway and a pod.
+    #[error("{subnet} is too small: besides its gateway it has no address for a pod")]
+    TooSmall {
+        /// The subnet.
+        subnet: IpNetwork,
+    },
+    /// A subnet was given by one of its addresses.
+    #[error("{subnet} has bits set behind the prefix; the subnet is {network}")]
+    HostBits {
+        /// The subnet as given.
+        subnet: IpNetwork,
+        /// The subnet that the address is in.
+        network: IpNetwork,
+    },
+    /// The first, last or gateway address of a range is not in its subnet.
+    #[error("{bound} {address} is not in {subnet}")]
+    OutsideSubnet {
+        /// Which of them.
+        bound: Bound,
+        /// The address given.
+        address: IpAddr,
+        /// The subnet.
+        subnet: IpNetwork,
+    },
+    /// A range ends before it begins.
+    #[error("the range of {subnet} ends with {last}, before it begins with {first}")]
+    Reversed {
+        /// The range's subnet.
+        subnet: IpNetwork,
+        /// Its first address.
+        first: IpAddr,
+        /// Its last address.
+        last: IpAddr,
+    },
+    /// Two ranges share addresses.
+    #[error("{first} and {second} overlap")]
+    RangesOverlap {
+        /// The range given first.
+        first: Box<AddressRange>,
+        /// The range that overlaps with it.
+        second: Box<AddressRange>,
+    },
+    /// Ranges of both families are alternatives for one address.
+    #[error("{first} and {second} are of two families, but alternatives for one address")]
+    MixedFamilies {
+        /// The range given first.
+        first: Box<AddressRange>,
+        /// The range of the other family.
+        second: Box<AddressRange>,
+    },
+    /// No range is given, or none in one of the sets.
+    #[error("range set {set} has no range")]
+    NoRange {
+        /// The set's place, counted from 0.
+        set: usize,
+    },
+    /// Every address of a set of ranges is leased.
+    #[error("{pool} has no address left in {ranges}")]
+    RangesExhausted {
+        /// The pool's name.
+        pool: String,
+        /// The ranges, separated by commas.
+        ranges: String,
+    },
+    /// The owner already holds addresses, and they do not satisfy the request.
+    #[error("{owner} already holds {}, which is not what it asks for now", list(.held))]
+    OwnerHolds {
+        /// The owner.
+        owner: Owner,
+        /// What it holds.
+        held: Vec<IpAddr>,
+    },
     /// A lease without any address was to be restored.
     #[error("the lease of {owner} names no address")]
     NoAddress {
@@ -137,7 +209,7 @@ impl Error {
     /// No address is left; it may help to wait, or to add a CIDR.
     #[must_use]
     pub fn is_exhausted(&self) -> bool {
-        matches!(self, Self::Exhausted { .. })
+        matches!(self, Self::Exhausted { .. } | Self::RangesExhausted { .. })
     }
 
     /// Somebody or something else has the address, or the owner holds something else.
@@ -149,6 +221,7 @@ impl Error {
                 | Self::Conflict { .. }
                 | Self::Reserved { .. }
                 | Self::OwnerMismatch { .. }
+                | Self::OwnerHolds { .. }
         )
     }
 
@@ -165,6 +238,10 @@ impl Error {
     }
 }
 
+fn list(addresses: &[IpAddr]) -> String {
+    addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ")
+}
+
 /// The rule that withholds an address of a pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -177,6 +254,8 @@ pub enum Unusable {
     SubnetRouterAnycast,
     /// One of the 128 identifiers that a /64 sets aside for anycast (RFC 2526, RFC 5453).
     ReservedAnycast,
+    /// The gateway of a subnet.
+    Gateway,
     /// Inside this excluded range of the configuration.
     Excluded(IpNetwork),
 }
@@ -188,6 +267,7 @@ impl fmt::Display for Unusable {
             Self::BroadcastAddress => f.write_str("it is the broadcast address"),
             Self::SubnetRouterAnycast => f.write_str("it is the subnet-router anycast address"),
             Self::ReservedAnycast => f.write_str("it is a reserved subnet anycast address"),
+            Self::Gateway => f.write_str("it is the gateway"),
             Self::Excluded(range) => write!(f, "the configuration excludes {range}"),
         }
     }

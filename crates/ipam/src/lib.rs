@@ -36,13 +36,21 @@
 //!
 //! # What it does not
 //!
-//! It stores nothing, has no clock and starts no thread: the caller passes the time and keeps what
-//! must survive. It configures no interface. It needs no privileges and no particular kernel.
+//! The [`Allocator`] stores nothing, has no clock and starts no thread: the caller passes the time
+//! and keeps what must survive. It configures no interface. It needs no privileges and no
+//! particular kernel.
+//!
+//! # For a process that grants one address and ends
+//!
+//! [`store`] has the leases in a table, of which a grant reads a handful of entries however many
+//! there are; with the feature `file`, a table in a file that processes take turns at. There the
+//! addresses come from a [`Plan`], `host-local`'s sets of ranges.
 //!
 //! # Coming from elsewhere
 //!
-//! Unlike `host-local` it keeps no file per address and takes no lock file: the process that owns
-//! the [`Allocator`] serialises the requests.
+//! Unlike `host-local` it keeps no file per address: the process that owns the [`Allocator`]
+//! serialises the requests, or the lock of the file does. The plugin `podwire-ipam`, in
+//! podwire's `examples/plugin`, reads `host-local`'s configuration.
 
 #![forbid(unsafe_code)]
 
@@ -51,11 +59,14 @@ mod cooling;
 mod error;
 mod lease;
 mod leases;
+mod plan;
 mod pool;
 mod ranges;
 mod space;
+pub mod store;
 
 pub use allocator::{Allocator, Release, Restored, Unreserved};
 pub use error::{Error, Unusable};
 pub use lease::{Addresses, Family, Lease, LeaseState, Owner, Request, Time};
+pub use plan::{AddressRange, Bound, Plan, RangeSpec};
 pub use pool::{CidrUsage, PoolConfig, PoolUsage, Usage};

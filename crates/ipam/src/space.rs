@@ -234,7 +234,7 @@ impl Cidr {
 }
 
 /// Single addresses at the ends of `net`, and a range within, that its family sets aside.
-fn set_aside_ranges(net: IpNetwork) -> ([Option<u128>; 2], Option<(u128, u128)>) {
+pub(crate) fn set_aside_ranges(net: IpNetwork) -> ([Option<u128>; 2], Option<(u128, u128)>) {
     let (first, last) = bounds(net);
     match (net, net.prefix()) {
         // RFC 3021: both addresses of a /31 are hosts.
@@ -250,7 +250,7 @@ fn set_aside_ranges(net: IpNetwork) -> ([Option<u128>; 2], Option<(u128, u128)>)
     }
 }
 
-fn set_aside(net: IpNetwork, value: u128) -> Option<Unusable> {
+pub(crate) fn set_aside(net: IpNetwork, value: u128) -> Option<Unusable> {
     let ([first, last], anycast) = set_aside_ranges(net);
     if first == Some(value) {
         return Some(match net {
@@ -293,21 +293,21 @@ fn unfit(net: IpNetwork) -> Option<&'static str> {
     })
 }
 
-fn bounds(net: IpNetwork) -> (u128, u128) {
+pub(crate) fn bounds(net: IpNetwork) -> (u128, u128) {
     match net {
         IpNetwork::V4(v4) => (u32::from(v4.network()).into(), u32::from(v4.broadcast()).into()),
         IpNetwork::V6(v6) => (v6.network().into(), v6.broadcast().into()),
     }
 }
 
-fn to_value(address: IpAddr) -> u128 {
+pub(crate) fn to_value(address: IpAddr) -> u128 {
     match address {
         IpAddr::V4(v4) => u32::from(v4).into(),
         IpAddr::V6(v6) => v6.into(),
     }
 }
 
-fn to_address(family: Family, value: u128) -> IpAddr {
+pub(crate) fn to_address(family: Family, value: u128) -> IpAddr {
     match family {
         Family::V4 => {
             let value = u32::try_from(value).expect("values of IPv4 addresses have 32 bits");

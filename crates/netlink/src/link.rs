@@ -1,6 +1,7 @@
 //! Interfaces: what they are, making them, changing them.
 
 use std::fmt;
+use std::num::NonZeroU32;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use crate::request::{Answers, NLM_F_CREATE, NLM_F_EXCL};
@@ -29,6 +30,7 @@ const IFLA_EXT_MASK: u16 = 29;
 const IFLA_NUM_TX_QUEUES: u16 = 31;
 const IFLA_NUM_RX_QUEUES: u16 = 32;
 const IFLA_LINK_NETNSID: u16 = 37;
+const IFLA_TARGET_NETNSID: u16 = 46;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
 const VETH_INFO_PEER: u16 = 1;
@@ -633,6 +635,41 @@ impl Request for LinkChange {
 #[derive(Debug, Clone, Copy)]
 pub struct Query(pub LinkId);
 
+/// A request for one interface of another network namespace, which has a number in this one: the
+/// other end of a pair, by [`Link::peer_netns`] and [`Link::peer`].
+///
+/// Minimum kernel: 4.16 (`IFLA_TARGET_NETNSID`). Needs `CAP_NET_ADMIN` over that namespace.
+#[derive(Debug, Clone, Copy)]
+pub struct QueryIn(pub NetnsId, pub IfIndex);
+
+impl Request for QueryIn {
+    fn message_type(&self) -> u16 {
+        RTM_GETLINK
+    }
+
+    fn flags(&self) -> u16 {
+        0
+    }
+
+    fn emit(&self, message: &mut MessageBuilder<'_>) {
+        ifinfomsg(message, Some(self.1), 0, 0);
+        message.attr_u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS);
+        message.attr_u32(IFLA_TARGET_NETNSID, self.0.0.cast_unsigned());
+    }
+
+    fn operation(&self) -> Operation {
+        Operation::Query
+    }
+
+    fn subject(&self) -> Subject {
+        Subject::Link(LinkId::Index(self.1))
+    }
+
+    fn answers(&self) -> Answers {
+        Answers::Object
+    }
+}
+
 /// A request to remove an interface; of a pair, both ends go.
 #[derive(Debug, Clone, Copy)]
 pub struct Remove(pub LinkId);
@@ -683,6 +720,37 @@ impl Request for Remove {
 
     fn subject(&self) -> Subject {
         Subject::Link(self.0)
+    }
+}
+
+/// A request to remove every interface of a group at once; of a pair, both ends go.
+///
+/// The kernel waits for grace periods when interfaces go, and once for all that go together
+/// (`rtnl_group_dellink` in net/core/rtnetlink.c). Groups are plain numbers that anybody may give an
+/// interface; group 0, which everything is in from the start, is refused.
+#[derive(Debug, Clone, Copy)]
+pub struct RemoveGroup(pub NonZeroU32);
+
+impl Request for RemoveGroup {
+    fn message_type(&self) -> u16 {
+        RTM_DELLINK
+    }
+
+    fn flags(&self) -> u16 {
+        0
+    }
+
+    fn emit(&self, message: &mut MessageBuilder<'_>) {
+        ifinfomsg(message, None, 0, 0);
+        message.attr_u32(IFLA_GROUP, self.0.get());
+    }
+
+    fn operation(&self) -> Operation {
+        Operation::Remove
+    }
+
+    fn subject(&self) -> Subject {
+        Subject::LinkGroup(self.0.get())
     }
 }
 

@@ -1,8 +1,9 @@
+use std::num::NonZeroU32;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use crate::connection::Connection;
-use crate::link::{Query, Remove};
+use crate::link::{Query, QueryIn, Remove, RemoveGroup};
 use crate::socket::Socket;
 use crate::wire::Message;
 use crate::{
@@ -129,6 +130,30 @@ impl Netlink {
         self.execute(&Remove(link.into()))
     }
 
+    /// Removes interfaces, all at once if there are several, which takes hardly longer than one: they
+    /// are put into `group` first ([`RemoveGroup`]), which nothing else may be in.
+    /// Those that are gone are no error.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses; some may be gone then, and what stays may be in the group.
+    pub fn remove_links(&mut self, links: &[IfIndex], group: NonZeroU32) -> Result<(), Error> {
+        let mut batch = Batch::new();
+        match links {
+            [] => return Ok(()),
+            [link] => drop(batch.push(&Remove((*link).into()))),
+            links => {
+                for &link in links {
+                    batch.push(&LinkChange::of(link).group(group.get()));
+                }
+                batch.push(&RemoveGroup(group));
+            }
+        }
+        let outcomes = self.send(&mut batch)?.into_outcomes();
+        let mut refused = outcomes.filter_map(Result::err).filter(|error| !error.is_not_found());
+        refused.next().map_or(Ok(()), Err)
+    }
+
     /// Looks at one interface.
     ///
     /// # Errors
@@ -147,6 +172,22 @@ impl Netlink {
     /// When the exchange fails.
     pub fn find_link(&mut self, link: impl Into<LinkId>) -> Result<Option<Link>, Error> {
         match self.link(link) {
+            Err(error) if error.is_not_found() => Ok(None),
+            other => other.map(Some),
+        }
+    }
+
+    /// Looks at the other end of a veth pair, wherever it is; `None` if it is gone.
+    ///
+    /// # Errors
+    ///
+    /// When the exchange fails, or the other namespace is not this process's to look into.
+    pub fn peer_of(&mut self, link: &Link) -> Result<Option<Link>, Error> {
+        let Some(peer) = link.peer else { return Ok(None) };
+        let Some(netns) = link.peer_netns else { return self.find_link(peer) };
+        let mut batch = Batch::new();
+        let asked = batch.push(&QueryIn(netns, peer));
+        match self.send(&mut batch)?.take_link(asked) {
             Err(error) if error.is_not_found() => Ok(None),
             other => other.map(Some),
         }

@@ -151,6 +151,8 @@ impl fmt::Display for Operation {
 pub enum Subject {
     /// One interface.
     Link(LinkId),
+    /// All interfaces of a group.
+    LinkGroup(u32),
     /// An address of an interface.
     Address {
         /// Address and prefix length.
@@ -207,6 +209,7 @@ impl fmt::Display for Subject {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Link(link) => write!(f, "link {link}"),
+            Self::LinkGroup(group) => write!(f, "links of group {group:#x}"),
             Self::Address { network, index } => write!(f, "address {network} dev {index}"),
             Self::Route { destination, gateway, index, table } => {
                 write!(f, "route {destination}")?;

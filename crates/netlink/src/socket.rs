@@ -48,6 +48,10 @@ impl Socket {
 
 #[cfg(feature = "watch")]
 impl Socket {
+    pub(crate) fn listen_everywhere(&mut self) -> Result<(), Error> {
+        self.0.set_listen_all_namespaces(true).map_err(|source| Error::Open { source })
+    }
+
     pub(crate) fn into_inner(self) -> netlink_sys::Socket {
         self.0
     }

@@ -146,6 +146,25 @@ impl Watch {
         Self::over(Socket::open_in(netns)?, topics)
     }
 
+    /// Subscribes to what happens in every network namespace that has a number in this one, this one
+    /// included: those of the other ends of veth pairs, say. An event does not tell where it happened,
+    /// and a link's number means nothing without that: take it for a hint, and look.
+    ///
+    /// Minimum kernel: 4.2. Needs `CAP_NET_BROADCAST` over those namespaces; of others nothing is told.
+    ///
+    /// # Errors
+    ///
+    /// As [`open`](Self::open).
+    ///
+    /// # Panics
+    ///
+    /// As [`open`](Self::open).
+    pub fn open_everywhere(topics: &[Topic]) -> Result<Self, Error> {
+        let mut socket = Socket::open()?;
+        socket.listen_everywhere()?;
+        Self::over(socket, topics)
+    }
+
     /// The next event; `None` when the socket broke, which it does not do by itself. Events that are
     /// not taken because this future was dropped are not lost.
     pub async fn next(&mut self) -> Option<Event> {

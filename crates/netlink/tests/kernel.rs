@@ -68,6 +68,30 @@ fn link_count(netlink: &mut Netlink) -> usize {
 }
 
 #[test]
+#[ignore = "needs root: makes network namespaces and links in them"]
+fn links_go_together() {
+    const GROUP: std::num::NonZeroU32 = std::num::NonZeroU32::new(0x7077_00ff).unwrap();
+    let (_netns, mut netlink, index) = wired();
+    let mut leaving = vec![index];
+    for number in 0..5 {
+        let (end, other) = (format!("x{number}"), format!("y{number}"));
+        let pair = NewLink::veth(Birth::named(name(&end)), Birth::named(name(&other)));
+        netlink.create_link(&pair).unwrap();
+        leaving.push(netlink.link(name(&end)).unwrap().index);
+    }
+    let stays = leaving.pop().unwrap();
+    // One that is gone already does not keep the others.
+    netlink.remove_link(leaving[1]).unwrap();
+    netlink.remove_links(&leaving, GROUP).unwrap();
+    assert_eq!(link_count(&mut netlink), 3, "lo and one pair");
+    assert!(netlink.link(stays).is_ok());
+    netlink.remove_links(&leaving, GROUP).unwrap();
+    netlink.remove_links(&[stays], GROUP).unwrap();
+    netlink.remove_links(&[], GROUP).unwrap();
+    assert_eq!(link_count(&mut netlink), 1);
+}
+
+#[test]
 fn reading_needs_no_privilege() {
     let mut netlink = Netlink::open().unwrap();
     let lo = netlink.link(IfIndex::LOOPBACK).unwrap();

@@ -1,5 +1,6 @@
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use podwire_netlink::IfName;
 
@@ -98,6 +99,16 @@ pub enum Error {
         source: Box<podwire_netlink::Error>,
         /// Why the half-made pair could not be removed again.
         leftover: Option<Box<podwire_netlink::Error>>,
+    },
+    /// The kernel did not bring a pair to work.
+    #[error("the veth pair of {host} carries nothing: {missing} after {waited:?}")]
+    NotUsable {
+        /// The name of the host's end.
+        host: IfName,
+        /// What was still missing.
+        missing: &'static str,
+        /// How long that was waited for.
+        waited: Duration,
     },
     /// A socket in a namespace, or a request over it, failed.
     #[error(transparent)]

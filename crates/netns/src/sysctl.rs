@@ -35,6 +35,15 @@ impl Key {
         Self::of_interface(family, "conf", interface, setting)
     }
 
+    /// Whether the namespace is a router: `net/ipv4/ip_forward`, `net/ipv6/conf/all/forwarding`.
+    #[must_use]
+    pub fn forwarding(family: Family) -> Self {
+        Self(OsString::from(match family {
+            Family::V4 => "net/ipv4/ip_forward",
+            Family::V6 => "net/ipv6/conf/all/forwarding",
+        }))
+    }
+
     /// The neighbour setting of an interface: `net/ipv4/neigh/eth0/gc_stale_time`.
     ///
     /// # Errors

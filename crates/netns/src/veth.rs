@@ -1,9 +1,13 @@
+use std::net::IpAddr;
+use std::num::NonZeroU32;
 use std::os::fd::AsFd;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use podwire_netlink::link::Query;
 use podwire_netlink::{
-    AddrGenMode, AdminState, Batch, Birth, IfIndex, IfName, Link, LinkChange, LinkId, MacAddr,
-    Netlink, NewLink,
+    AddrGenMode, AdminState, Batch, Birth, Family, IfIndex, IfName, Link, LinkChange, LinkId,
+    MacAddr, Netlink, NewLink, OperState, RouteFilter, TableId,
 };
 
 use crate::error::Taken;
@@ -13,6 +17,15 @@ use crate::{Error, Netns};
 /// creates a link, but no alias: a process that is killed between the two leaves a link that is
 /// known for unfinished by this. Nothing else should use the number.
 pub const UNFINISHED_GROUP: u32 = 0x7077_0001;
+
+/// Groups of host's ends that go together ([`Netlink::remove_links`]); each deletion that is under way
+/// has one to itself. Nothing else should use the numbers.
+pub const LEAVING_GROUPS: [NonZeroU32; 4] = [
+    NonZeroU32::new(0x7077_0010).expect("not zero"),
+    NonZeroU32::new(0x7077_0011).expect("not zero"),
+    NonZeroU32::new(0x7077_0012).expect("not zero"),
+    NonZeroU32::new(0x7077_0013).expect("not zero"),
+];
 
 /// A veth pair to be created.
 #[derive(Debug, Clone, Copy)]
@@ -46,6 +59,67 @@ pub struct Veth {
     pub host: Link,
     /// The number of the other end in its namespace.
     pub peer_index: IfIndex,
+}
+
+impl Veth {
+    /// Waits, for up to `patience`, until packets get through: to be called when the other end has
+    /// its addresses. `here` is a socket in the host's end's namespace, `there` in the other's.
+    ///
+    /// The kernel drops what is sent until it has noticed that the link is whole
+    /// (`net/core/link_watch.c`), and what arrives for an IPv6 address until it has made that
+    /// address's local route (`addrconf_dad_work`). It does both in work queues, within a millisecond
+    /// or so.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotUsable`] when it has not happened in time; [`Error::Netlink`].
+    pub fn wait_until_usable(
+        &self,
+        here: &mut Netlink,
+        there: &mut Netlink,
+        patience: Duration,
+    ) -> Result<(), Error> {
+        let start = Instant::now();
+        while let Some(missing) = self.missing(here, there)? {
+            let waited = start.elapsed();
+            if waited > patience {
+                return Err(Error::NotUsable { host: self.host.name, missing, waited });
+            }
+            thread::sleep(Duration::from_micros(200));
+        }
+        Ok(())
+    }
+
+    fn missing(
+        &self,
+        here: &mut Netlink,
+        there: &mut Netlink,
+    ) -> Result<Option<&'static str>, Error> {
+        let ends = [here.link(self.host.index)?, there.link(self.peer_index)?];
+        if ends.iter().any(|end| end.state != OperState::UP) {
+            return Ok(Some("the link is not up"));
+        }
+        let given = |address: &IpAddr| match address {
+            IpAddr::V4(_) => false,
+            // The kernel gives itself one of these, and takes its time to see that it is unique.
+            IpAddr::V6(v6) => !v6.is_unicast_link_local(),
+        };
+        let addresses = there.addresses(self.peer_index)?;
+        let given: Vec<_> = addresses.iter().map(|one| one.network.ip()).filter(given).collect();
+        if given.is_empty() {
+            return Ok(None);
+        }
+        let local = RouteFilter {
+            family: Some(Family::V6),
+            table: Some(TableId::LOCAL),
+            output: Some(self.peer_index),
+            ..RouteFilter::ALL
+        };
+        let routes = there.routes(&local)?;
+        let has_route = |address| routes.iter().any(|route| route.destination.ip() == address);
+        let all = given.into_iter().all(has_route);
+        Ok((!all).then_some("an IPv6 address has no local route"))
+    }
 }
 
 /// Creates a veth pair whose other end is at once, under its own name, in its own namespace.

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use podwire_api::{
-    AgentConfig, Endpoint, Repair, Status, database_path, pending_del_dir, socket_path,
+    AgentConfig, Endpoint, GcReply, GcRequest, Repair, Status, database_path, pending_del_dir,
+    socket_path,
 };
 use podwire_datapath::{Attach, Datapath as Programs, NodeSetup, Options};
 use podwire_ipam::{Allocator, PoolConfig};
@@ -21,7 +22,7 @@ use crate::problem::{Facts, diagnose};
 use crate::restore::{Restored, restore};
 use crate::seam::{Datapath, Links};
 use crate::store::Store;
-use crate::{AttachChoice, Config, Error, folder, router, server, watch};
+use crate::{AttachChoice, Config, Error, folder, notes, router, server, watch};
 
 /// How often leases that nobody used are looked for.
 const EXPIRY: Duration = Duration::from_secs(15);
@@ -111,7 +112,12 @@ impl Agent {
             source: source.into(),
         })?;
         let datapath: Arc<dyn Datapath> = Arc::new(KernelDatapath(programs));
-        let links: Arc<dyn Links> = Arc::new(KernelLinks);
+        let links = KernelLinks::new().map_err(|source| Error::Kernel {
+            operation: "start",
+            object: "a thread".into(),
+            source: source.into(),
+        })?;
+        let links: Arc<dyn Links> = Arc::new(links);
 
         let Restored { endpoints, repairs } = restore(
             config,
@@ -182,6 +188,22 @@ impl Shared {
     #[cfg(test)]
     pub(crate) fn new(node: Node, config: AgentConfig) -> Self {
         Self { node, config, repairs: Vec::new() }
+    }
+
+    /// Removes what is of no valid attachment of a network. Notes of DELs that met no agent, should
+    /// one have come while this one started, are honoured first.
+    pub(crate) fn collect(&self, request: &GcRequest) -> Result<GcReply, Error> {
+        let folder = pending_del_dir(&self.config.run_dir);
+        let waiting = notes::read(&folder)?.notes;
+        for note in &waiting {
+            self.node.delete(&note.id)?;
+        }
+        if !waiting.is_empty() {
+            notes::remove(&folder, &waiting)?;
+        }
+        let valid = request.valid.iter().cloned().collect();
+        let (removed, failed) = self.node.collect(&request.network, &valid);
+        Ok(GcReply { removed, failed: failed.iter().map(|error| chain(error)).collect() })
     }
 
     /// The node's state of health. It blocks: it looks at sysctls, routes and firewall.

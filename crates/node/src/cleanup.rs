@@ -9,7 +9,9 @@ use podwire_api::{
     pending_del_dir, socket_path,
 };
 use podwire_datapath::abi::map;
-use podwire_netlink::{IfIndex, Link, Netlink, Route, RouteFilter, RouteProtocol, Rule};
+use podwire_netlink::{
+    IfIndex, Link, LinkChange, Netlink, Route, RouteFilter, RouteProtocol, Rule,
+};
 
 use crate::kernel::seen;
 use crate::reconcile::is_unfinished;
@@ -41,6 +43,8 @@ pub struct Leftover {
 pub enum LeftoverKind {
     /// A network interface that bears a mark; of a pair, the other end goes with it.
     Link,
+    /// The mark of an interface that is another plugin's.
+    Mark,
     /// A route of our protocol number.
     Route,
     /// A policy rule of our protocol number.
@@ -63,6 +67,7 @@ impl LeftoverKind {
     pub fn name(self) -> &'static str {
         match self {
             Self::Link => "link",
+            Self::Mark => "mark",
             Self::Route => "route",
             Self::Rule => "rule",
             Self::Pin => "pin",
@@ -77,6 +82,7 @@ impl LeftoverKind {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Act {
     Link(IfIndex),
+    Unmark(IfIndex),
     Route(Box<Route>),
     Rule(Box<Rule>),
     File(PathBuf),
@@ -105,6 +111,7 @@ impl Leftover {
         let mut netlink = Netlink::open().map_err(trouble("open", "a netlink socket"))?;
         let removed = match &self.act {
             Act::Link(index) => netlink.remove_link(*index),
+            Act::Unmark(index) => netlink.change_link(&LinkChange::of(*index).alias("")),
             Act::Route(route) => netlink.remove(&**route),
             Act::Rule(rule) => netlink.remove(&**rule),
             Act::File(path) => return file_result("remove", path, fs::remove_file(path)),
@@ -186,6 +193,12 @@ fn links_and_routes(found: &mut Vec<Leftover>) -> Result<(), Error> {
     for link in netlink.links().map_err(trouble("list", "links"))? {
         let name = match mark(&link) {
             Some(Mark::Endpoint { id, .. }) => format!("{} of {id}", link.name),
+            Some(mark @ Mark::Chained { .. }) => {
+                let name = format!("{mark} on {}", link.name);
+                let act = Act::Unmark(link.index);
+                found.push(Leftover { kind: LeftoverKind::Mark, name, act });
+                continue;
+            }
             // Its other end goes with it.
             Some(Mark::Router { .. }) if link.name.as_bytes() == ROUTER_NET.as_bytes() => continue,
             Some(Mark::Router { .. }) => {
@@ -220,6 +233,7 @@ fn mark(link: &Link) -> Option<Mark> {
     let mark: Mark = link.alias.as_deref()?.parse().ok()?;
     let fits = match &mark {
         Mark::Endpoint { id, .. } => link.name.as_bytes() == id.host_link().as_bytes(),
+        Mark::Chained { .. } => true,
         Mark::Router { .. } => {
             [ROUTER_HOST, ROUTER_NET].iter().any(|name| link.name.as_bytes() == name.as_bytes())
         }

@@ -1,10 +1,20 @@
-use podwire_api::{AttachMode, Delivery, Mac};
-use podwire_datapath::{self as datapath, Attached};
-use podwire_ipam::Addresses;
-use podwire_netlink::{Direction, IfIndex, IfName, Netlink, tc};
+use std::sync::Arc;
 
-use crate::error::Source;
+use podwire_api::{AttachMode, Delivery, Difference, Disciplines, Interface, Mac};
+use podwire_datapath::{self as datapath, Attached, By};
+use podwire_ipam::Addresses;
+use podwire_netlink::{
+    Direction, Family, IfIndex, IfName, LinkChange, Netlink,
+    tc::{self, Foreign},
+};
+use podwire_netns::{
+    LEAVING_GROUPS,
+    sysctl::{self, Key},
+};
+
+use crate::error::{Source, chain};
 use crate::seam::{Datapath, Link, Links, Pin, Row, Survey};
+use crate::worker::Worker;
 
 /// The programs and maps of this node.
 #[derive(Debug)]
@@ -13,12 +23,26 @@ pub(crate) struct KernelDatapath(pub(crate) datapath::Datapath);
 impl Datapath for KernelDatapath {
     fn mode(&self) -> AttachMode {
         match self.0.attach_mode() {
-            datapath::AttachMode::Tcx => AttachMode::Tcx,
+            datapath::AttachMode::Tcx if self.0.is_all_links() => AttachMode::Tcx,
+            datapath::AttachMode::Tcx => AttachMode::Mixed,
             datapath::AttachMode::Clsact => AttachMode::Tc,
         }
     }
 
-    fn add(&self, link: &str, row: &Row) -> Result<u32, Source> {
+    fn add(&self, link: &str, row: &Row, disciplines: Disciplines) -> Result<u32, Source> {
+        let by = match (self.mode(), disciplines, row.interface) {
+            // An adopted link's disciplines are its owner's.
+            (AttachMode::Tcx | AttachMode::Mixed, _, Interface::Adopted) => By::Link,
+            (AttachMode::Tcx | AttachMode::Mixed, Disciplines::Others, _) => By::Link,
+            (_, Disciplines::Others, Interface::Own) => {
+                return Err(
+                    "attaching beside somebody else's queueing disciplines needs TCX links \
+                            (Linux 6.6, and no --attach tc)"
+                        .into(),
+                );
+            }
+            _ => By::Filter,
+        };
         let endpoint = datapath::EndpointConfig {
             host_link: link.to_owned(),
             ifindex: row.ifindex,
@@ -26,8 +50,18 @@ impl Datapath for KernelDatapath {
             host_mac: row.host_mac.0,
             addresses: row.addresses.iter().collect(),
             delivery: theirs(row.delivery),
+            interface: match row.interface {
+                Interface::Adopted => datapath::Interface::Adopted,
+                _ => datapath::Interface::Own,
+            },
+            by,
         };
         Ok(self.0.add_endpoint(&endpoint)?)
+    }
+
+    fn withdraw(&self, ifindex: u32) -> Result<(), Source> {
+        self.0.withdraw_endpoint(ifindex)?;
+        Ok(())
     }
 
     fn remove(&self, link: &str, ifindex: u32) -> Result<(), Source> {
@@ -37,6 +71,10 @@ impl Datapath for KernelDatapath {
 
     fn set_delivery(&self, ifindex: u32, delivery: Delivery) -> Result<(), Source> {
         Ok(self.0.set_delivery(ifindex, theirs(delivery))?)
+    }
+
+    fn set_mac(&self, ifindex: u32, mac: Mac) -> Result<(), Source> {
+        Ok(self.0.set_mac(ifindex, mac.0)?)
     }
 
     fn refresh(&self, link: &str, ifindex: u32) -> Result<(), Source> {
@@ -53,20 +91,57 @@ impl Datapath for KernelDatapath {
         let rows = self.0.tables().endpoints()?;
         rows.into_iter()
             .map(|row| {
-                let delivery = match row.delivery {
-                    datapath::Delivery::Peer => Delivery::Peer,
-                    datapath::Delivery::Egress => Delivery::Egress,
-                };
                 let ours = Row {
                     ifindex: row.ifindex,
                     mac: Mac(row.mac),
                     host_mac: Mac(row.host_mac),
                     addresses: Addresses::from_list(&row.addresses)?,
-                    delivery,
+                    delivery: match row.delivery {
+                        datapath::Delivery::Peer => Delivery::Peer,
+                        datapath::Delivery::Egress => Delivery::Egress,
+                        datapath::Delivery::Stack => Delivery::Stack,
+                    },
+                    interface: match row.interface {
+                        datapath::Interface::Own => Interface::Own,
+                        datapath::Interface::Adopted => Interface::Adopted,
+                    },
                 };
                 Ok((row.slot, ours))
             })
             .collect()
+    }
+
+    fn is_attached(&self, link: &str, ifindex: u32) -> Result<bool, Source> {
+        Ok(self.0.attached(link, ifindex)?.into_iter().all(|(_, is)| is))
+    }
+
+    fn inspect(&self, link: &str, slot: u32, row: &Row) -> Result<Vec<Difference>, Source> {
+        let mut found = Vec::new();
+        let mut expect = |what: String, expected: String, is: String| {
+            if expected != is {
+                found.push(Difference { what, expected, found: is });
+            }
+        };
+        let rows = self.rows()?;
+        let there = rows.iter().find(|(number, _)| *number == slot).map(|(_, row)| row);
+        let told = |row: Option<&Row>| row.map_or_else(|| "empty".to_owned(), tell);
+        expect(format!("datapath slot {slot}"), tell(row), told(there));
+        let ipcache = self.0.tables().ipcache()?;
+        for address in row.addresses.iter() {
+            let entry = ipcache.iter().find(|entry| entry.address == address);
+            let is = match entry.map(|entry| entry.slot) {
+                None => "nothing".to_owned(),
+                Some(None) => "no slot".to_owned(),
+                Some(Some(number)) => format!("slot {number}"),
+            };
+            expect(format!("ipcache entry of {address}"), format!("slot {slot}"), is);
+        }
+        let attached = self.0.attached(link, row.ifindex)?;
+        for (program, is) in attached {
+            let is = if is { "attached" } else { "not attached" };
+            expect(format!("program {program} at {link}"), "attached".into(), is.into());
+        }
+        Ok(found)
     }
 
     fn pins(&self) -> Result<Vec<Pin>, Source> {
@@ -82,16 +157,50 @@ impl Datapath for KernelDatapath {
 fn theirs(delivery: Delivery) -> datapath::Delivery {
     match delivery {
         Delivery::Egress => datapath::Delivery::Egress,
+        Delivery::Stack => datapath::Delivery::Stack,
         _ => datapath::Delivery::Peer,
     }
 }
+
+/// A slot's content in words.
+fn tell(row: &Row) -> String {
+    let Row { ifindex, mac, host_mac, addresses, delivery, interface } = row;
+    format!(
+        "interface {ifindex}, MAC {mac}, host MAC {host_mac}, {addresses}, delivery {delivery:?}, \
+         {interface:?}"
+    )
+    .to_lowercase()
+}
+
+/// How many deletions are under way at most: the kernel does the most of its waiting outside of the lock
+/// on interfaces, so that the next may begin meanwhile. With more of them fewer links go together.
+// TEMP
+static D: std::sync::LazyLock<usize> = std::sync::LazyLock::new(|| {
+    std::env::var("PW_DEL").ok().and_then(|v| v.parse().ok()).unwrap_or(2)
+});
+const DELETIONS: usize = 2;
 
 /// The interfaces of the namespace that the agent runs in.
 ///
 /// Each call opens its own socket: opening one costs a few microseconds, while sharing one would
 /// have a request wait for the deletion of somebody else's link.
-#[derive(Debug, Default)]
-pub(crate) struct KernelLinks;
+#[derive(Debug)]
+pub(crate) struct KernelLinks {
+    /// The kernel waits for grace periods when links go, once for all that go together.
+    deletions: Worker<IfIndex, Result<(), Arc<Source>>>,
+}
+
+impl KernelLinks {
+    pub(crate) fn new() -> std::io::Result<Self> {
+        let deletions = LEAVING_GROUPS.into_iter().take(*D).map(|group| {
+            move |links: Vec<IfIndex>| {
+                let removed = Netlink::open().and_then(|mut host| host.remove_links(&links, group));
+                removed.map_err(|error| Arc::new(error.into()))
+            }
+        });
+        Ok(Self { deletions: Worker::start_all("podwire-links", deletions)? })
+    }
+}
 
 impl Links for KernelLinks {
     fn find(&self, name: &str) -> Result<Option<Link>, Source> {
@@ -105,10 +214,35 @@ impl Links for KernelLinks {
 
     fn delete(&self, index: u32) -> Result<(), Source> {
         let Some(index) = IfIndex::new(index) else { return Ok(()) };
-        match Netlink::open()?.remove_link(index) {
+        let removed =
+            self.deletions.call(index).ok_or("the thread that deletes links has ended")?;
+        removed.map_err(|error| chain(&**error).into())
+    }
+
+    fn peer_mac(&self, index: u32) -> Result<Option<Mac>, Source> {
+        let Some(index) = IfIndex::new(index) else { return Ok(None) };
+        let mut netlink = Netlink::open()?;
+        let Some(link) = netlink.find_link(index)? else { return Ok(None) };
+        let peer = netlink.peer_of(&link)?;
+        Ok(peer.and_then(|peer| peer.mac).map(|mac| Mac(mac.octets())))
+    }
+
+    fn unmark(&self, index: u32, alias: &str) -> Result<(), Source> {
+        let Some(index) = IfIndex::new(index) else { return Ok(()) };
+        let mut netlink = Netlink::open()?;
+        let link = netlink.find_link(index)?;
+        if link.is_none_or(|link| link.alias.as_deref() != Some(alias)) {
+            return Ok(());
+        }
+        match netlink.change_link(&LinkChange::of(index).alias("")) {
             Err(error) if !error.is_not_found() => Err(error.into()),
             _ => Ok(()),
         }
+    }
+
+    fn accept_all_sources(&self, name: &str) -> Result<(), Source> {
+        let key = Key::conf(Family::V4, &name.parse::<IfName>()?, "rp_filter")?;
+        Ok(sysctl::write(&key, "0")?)
     }
 
     fn survey(&self, indices: &[u32]) -> Result<Survey, Source> {
@@ -120,8 +254,11 @@ impl Links for KernelLinks {
                 Err(error) if error.is_not_found() => continue,
                 survey => survey?,
             };
-            if !survey.foreign(is_ours).is_empty() {
-                found.foreign.insert(number);
+            let foreign = survey.foreign(is_ours);
+            if foreign.iter().any(is_at_ingress) {
+                found.foreign.insert(number, Delivery::Stack);
+            } else if !foreign.is_empty() {
+                found.foreign.insert(number, Delivery::Egress);
             }
             let ours = |direction| {
                 let of = |filter: &&tc::Filter| filter.direction() == Some(direction);
@@ -132,6 +269,14 @@ impl Links for KernelLinks {
             }
         }
         Ok(found)
+    }
+}
+
+/// Whether it sees what a pod sends.
+fn is_at_ingress(foreign: &Foreign<'_>) -> bool {
+    match foreign {
+        Foreign::Qdisc(qdisc) => qdisc.kind == "ingress",
+        Foreign::Filter(filter) => filter.direction() == Some(Direction::Ingress),
     }
 }
 

@@ -1,9 +1,9 @@
 //! The kernel's part in memory, for the tests of the rules above it.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Mutex;
 
-use podwire_api::{AttachMode, Delivery};
+use podwire_api::{AttachMode, Delivery, Difference, Disciplines, Mac};
 
 use crate::error::Source;
 use crate::seam::{Datapath, Link, Links, Pin, Row, Survey};
@@ -31,6 +31,11 @@ impl MemoryDatapath {
         self.state.lock().unwrap().attached.keys().cloned().collect()
     }
 
+    /// Somebody else takes the programs off.
+    pub(crate) fn detach(&self, link: &str) {
+        self.state.lock().unwrap().attached.remove(link);
+    }
+
     /// Links whose programs are attached in the node's way.
     pub(crate) fn settled(&self) -> Vec<String> {
         self.state.lock().unwrap().settled.iter().cloned().collect()
@@ -55,7 +60,7 @@ impl Datapath for MemoryDatapath {
         AttachMode::Tcx
     }
 
-    fn add(&self, link: &str, row: &Row) -> Result<u32, Source> {
+    fn add(&self, link: &str, row: &Row, _: Disciplines) -> Result<u32, Source> {
         self.call("add", |state| {
             let same = state.rows.iter().find(|(_, old)| old.ifindex == row.ifindex);
             let free = || (0..).find(|slot| !state.rows.contains_key(slot));
@@ -64,6 +69,10 @@ impl Datapath for MemoryDatapath {
             state.attached.insert(link.to_owned(), row.ifindex);
             slot
         })
+    }
+
+    fn withdraw(&self, ifindex: u32) -> Result<(), Source> {
+        self.call("withdraw", |state| state.rows.retain(|_, row| row.ifindex != ifindex))
     }
 
     fn remove(&self, link: &str, ifindex: u32) -> Result<(), Source> {
@@ -82,6 +91,14 @@ impl Datapath for MemoryDatapath {
         })
     }
 
+    fn set_mac(&self, ifindex: u32, mac: Mac) -> Result<(), Source> {
+        self.call("set_mac", |state| {
+            for row in state.rows.values_mut().filter(|row| row.ifindex == ifindex) {
+                row.mac = mac;
+            }
+        })
+    }
+
     fn refresh(&self, link: &str, ifindex: u32) -> Result<(), Source> {
         self.call("refresh", |state| {
             state.attached.insert(link.to_owned(), ifindex);
@@ -91,6 +108,25 @@ impl Datapath for MemoryDatapath {
     fn attach(&self, link: &str, _ifindex: u32) -> Result<(), Source> {
         self.call("attach", |state| {
             state.settled.insert(link.to_owned());
+        })
+    }
+
+    fn is_attached(&self, link: &str, ifindex: u32) -> Result<bool, Source> {
+        self.call("is_attached", |state| state.attached.get(link) == Some(&ifindex))
+    }
+
+    fn inspect(&self, link: &str, slot: u32, row: &Row) -> Result<Vec<Difference>, Source> {
+        self.call("inspect", |state| {
+            let mut found = Vec::new();
+            let mut expect = |what: String, holds: bool| {
+                if !holds {
+                    let (expected, nothing) = ("as recorded".to_owned(), "otherwise".to_owned());
+                    found.push(Difference { what, expected, found: nothing });
+                }
+            };
+            expect(format!("slot {slot}"), state.rows.get(&slot) == Some(row));
+            expect(format!("programs at {link}"), state.attached.contains_key(link));
+            found
         })
     }
 
@@ -116,7 +152,9 @@ impl Datapath for MemoryDatapath {
 #[derive(Debug, Default)]
 pub(crate) struct MemoryLinks {
     links: Mutex<BTreeMap<u32, Link>>,
-    foreign: Mutex<HashSet<u32>>,
+    foreign: Mutex<HashMap<u32, Delivery>>,
+    bare: Mutex<HashSet<u32>>,
+    peers: Mutex<HashMap<u32, Mac>>,
 }
 
 impl MemoryLinks {
@@ -131,8 +169,18 @@ impl MemoryLinks {
 
 impl MemoryLinks {
     /// Something hangs on that link now.
-    pub(crate) fn set_foreign(&self, index: u32) {
-        self.foreign.lock().unwrap().insert(index);
+    pub(crate) fn set_foreign(&self, index: u32, delivery: Delivery) {
+        self.foreign.lock().unwrap().insert(index, delivery);
+    }
+
+    /// Our filters are gone from it.
+    pub(crate) fn lose_programs(&self, index: u32) {
+        self.bare.lock().unwrap().insert(index);
+    }
+
+    /// The other end has this MAC now.
+    pub(crate) fn set_peer_mac(&self, index: u32, mac: Mac) {
+        self.peers.lock().unwrap().insert(index, mac);
     }
 
     /// Nothing does any more.
@@ -155,9 +203,29 @@ impl Links for MemoryLinks {
         Ok(())
     }
 
+    fn peer_mac(&self, index: u32) -> Result<Option<Mac>, Source> {
+        Ok(self.peers.lock().unwrap().get(&index).copied())
+    }
+
+    fn unmark(&self, index: u32, alias: &str) -> Result<(), Source> {
+        let mut links = self.links.lock().unwrap();
+        let marked = links.get_mut(&index).filter(|link| link.alias.as_deref() == Some(alias));
+        if let Some(link) = marked {
+            link.alias = None;
+        }
+        Ok(())
+    }
+
+    fn accept_all_sources(&self, _: &str) -> Result<(), Source> {
+        Ok(())
+    }
+
     fn survey(&self, indices: &[u32]) -> Result<Survey, Source> {
         let foreign = self.foreign.lock().unwrap();
-        let foreign = indices.iter().filter(|index| foreign.contains(index)).copied().collect();
-        Ok(Survey { foreign, ours: HashSet::new() })
+        let of = |index: &u32| foreign.get(index).map(|delivery| (*index, *delivery));
+        let foreign = indices.iter().filter_map(of).collect();
+        let bare = self.bare.lock().unwrap();
+        let ours = indices.iter().filter(|index| !bare.contains(index)).copied().collect();
+        Ok(Survey { foreign, ours })
     }
 }

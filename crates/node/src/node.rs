@@ -1,14 +1,15 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use ipnetwork::IpNetwork;
 use podwire_api::{
-    AttachMode, Delivery, Endpoint, EndpointId, EndpointRequest, Lease, LeaseReply, LeaseRequest,
-    LeaseState, Mark, NodeConfig, PoolUsage, Removed,
+    AttachMode, Delivery, Endpoint, EndpointId, EndpointRequest, Inspection, Interface, Lease,
+    LeaseReply, LeaseRequest, LeaseState, Mac, Mark, NodeConfig, OtherFamilies, PoolUsage, Removed,
 };
-use podwire_ipam::{Addresses, Allocator, Owner, Request, Time};
+use podwire_ipam::{Addresses, Allocator, Family, Owner, Request, Time};
 
 use crate::error::Source;
 use crate::seam::{Datapath, Link, Links, Row};
@@ -16,6 +17,9 @@ use crate::store::Store;
 use crate::turns::Turns;
 use crate::worker::Worker;
 use crate::{Error, error};
+
+/// How many endpoints garbage collection removes at a time.
+const AT_ONCE: usize = 32;
 
 /// The node's endpoints and leases, and the rules by which they come and go.
 ///
@@ -29,6 +33,8 @@ pub(crate) struct Node {
     /// Endpoints whose programs were attached in the way that costs least, or by an earlier agent,
     /// and are to be attached for good when there is time.
     provisional: Mutex<BTreeSet<EndpointId>>,
+    /// For which networks pending leases were asked for.
+    asked: Mutex<BTreeMap<EndpointId, String>>,
     /// When something was last asked for that touches the kernel.
     busy: Mutex<Instant>,
     turns: Turns,
@@ -65,6 +71,7 @@ impl Node {
             allocator: Mutex::new(allocator),
             endpoints: Mutex::new(endpoints),
             provisional: Mutex::new(provisional),
+            asked: Mutex::default(),
             busy: Mutex::new(Instant::now()),
             turns: Turns::default(),
             store,
@@ -82,13 +89,16 @@ impl Node {
     pub(crate) fn lease(&self, request: &LeaseRequest) -> Result<LeaseReply, Error> {
         self.touch();
         let _turn = self.turns.take(&request.id);
-        let wanted = Request::default().with_addresses(&request.addresses)?;
+        let wanted = families(request)?.with_addresses(&request.addresses)?;
         let lease = {
             let mut allocator = self.allocator();
             let now = self.now();
             log_expired(&allocator.expire(now));
             allocator.allocate(&owner(&request.id), wanted, now)?
         };
+        if let Some(network) = &request.network {
+            self.asked().insert(request.id.clone(), network.clone());
+        }
         let addresses = lease.addresses.iter().map(IpNetwork::from).collect();
         Ok(LeaseReply { addresses, node: self.config.clone() })
     }
@@ -114,6 +124,7 @@ impl Node {
         self.touch();
         let _turn = self.turns.take(id);
         let addresses = check_request(id, request)?;
+        self.asked().remove(id);
         let link = self.links.find(&request.host_link).map_err(look_up(&request.host_link))?;
         check_link(&self.config, id, request, link.as_ref())?;
         if let Some(present) = self.endpoint(id) {
@@ -132,9 +143,16 @@ impl Node {
             mac: request.mac,
             host_mac: request.host_mac,
             addresses,
-            delivery: self.delivery_over(request.ifindex)?,
+            delivery: match request.interface {
+                Interface::Adopted => Delivery::Stack,
+                _ => self.delivery_over(&request.host_link, request.ifindex)?,
+            },
+            interface: request.interface,
         };
-        self.claim(id, addresses)?;
+        match request.interface {
+            Interface::Adopted => self.hold(id, addresses)?,
+            _ => self.claim(id, addresses)?,
+        }
         let endpoint = self.build(id, request, &row).inspect_err(|_| {
             self.drop_lease(id);
         })?;
@@ -177,7 +195,9 @@ impl Node {
     pub(crate) fn links_changed(&self, indices: &[u32]) -> Result<(), Error> {
         let known: Vec<u32> = {
             let endpoints = self.endpoints();
-            let ours = |index: &&u32| endpoints.values().any(|one| one.ifindex == **index);
+            let is_own = |one: &Endpoint| one.interface == Interface::Own;
+            let ours =
+                |index: &&u32| endpoints.values().any(|one| one.ifindex == **index && is_own(one));
             indices.iter().filter(ours).copied().collect()
         };
         if known.is_empty() {
@@ -185,13 +205,44 @@ impl Node {
         }
         let hanging = self.links.survey(&known).map_err(look_at("what hangs on the links"))?;
         for index in known {
-            let delivery =
-                if hanging.foreign.contains(&index) { Delivery::Egress } else { Delivery::Peer };
+            let delivery = hanging.foreign.get(&index).copied().unwrap_or(Delivery::Peer);
             if let Some(id) = self.set_delivery(index, delivery)? {
                 tracing::info!(%id, ?delivery, "delivery changed");
             }
+            if !hanging.ours.contains(&index)
+                && let Some(id) = self.attach_again(index)?
+            {
+                tracing::warn!(%id, index, "somebody took its programs off; attached again");
+            }
         }
         Ok(())
+    }
+
+    /// Looks at the other ends of endpoints' links, whose MACs somebody may have changed: the
+    /// `tuning` plugin, say, or a process in the container. The datapath knows only one as the pod's.
+    pub(crate) fn peers_changed(&self, indices: &[u32]) -> Result<(), Error> {
+        for &index in indices {
+            let Some(Endpoint { id, .. }) = self.endpoint_of(index) else { continue };
+            let _turn = self.turns.take(&id);
+            let Some(mut endpoint) = self.endpoint(&id) else { continue };
+            let found = self.links.peer_mac(index).map_err(look_at("the other end of a link"))?;
+            let Some(mac) = found.filter(|mac| *mac != endpoint.mac) else { continue };
+            if endpoint.ifindex != index {
+                continue;
+            }
+            self.datapath.set_mac(index, mac).map_err(map(&id))?;
+            tracing::info!(%id, before = %endpoint.mac, now = %mac, "its MAC changed");
+            endpoint.mac = mac;
+            self.store.put(&endpoint).map_err(shared)?;
+            self.endpoints().insert(id.clone(), endpoint);
+        }
+        Ok(())
+    }
+
+    /// Whether a link in a container, whose other end has this number, is an endpoint's that has
+    /// another MAC on record.
+    pub(crate) fn is_news(&self, ifindex: u32, mac: Mac) -> bool {
+        self.endpoints().values().any(|one| one.ifindex == ifindex && one.mac != mac)
     }
 
     /// Looks at every link, after an unknown number of changes.
@@ -205,7 +256,8 @@ impl Node {
         for index in gone {
             self.link_vanished(index)?;
         }
-        self.links_changed(&present)
+        self.links_changed(&present)?;
+        self.peers_changed(&present)
     }
 
     /// Attaches one endpoint's programs for good, if one still waits for it. Says whether there was
@@ -223,6 +275,29 @@ impl Node {
         Ok(true)
     }
 
+    /// Attaches the programs of an endpoint that has lost one.
+    fn attach_again(&self, ifindex: u32) -> Result<Option<EndpointId>, Error> {
+        let Some(Endpoint { id, .. }) = self.endpoint_of(ifindex) else { return Ok(None) };
+        let _turn = self.turns.take(&id);
+        let Some(endpoint) = self.endpoint(&id).filter(|now| now.ifindex == ifindex) else {
+            return Ok(None);
+        };
+        let missing = |source| Error::Datapath {
+            operation: "look at",
+            object: format!("the programs of {}", endpoint.host_link),
+            source,
+        };
+        let link = &endpoint.host_link;
+        if self.datapath.is_attached(link, ifindex).map_err(missing)? {
+            return Ok(None);
+        }
+        self.datapath.refresh(link, ifindex).map_err(|source| {
+            let object = format!("the programs to {link}");
+            Error::Datapath { operation: "attach", object, source }
+        })?;
+        Ok(Some(id))
+    }
+
     fn set_delivery(&self, ifindex: u32, delivery: Delivery) -> Result<Option<EndpointId>, Error> {
         let Some(id) = self.endpoint_of(ifindex).map(|endpoint| endpoint.id) else {
             return Ok(None);
@@ -232,6 +307,9 @@ impl Node {
         if endpoint.ifindex != ifindex || endpoint.delivery == delivery {
             return Ok(None);
         }
+        if delivery == Delivery::Stack {
+            self.accept_all_sources(&endpoint.host_link)?;
+        }
         self.datapath.set_delivery(ifindex, delivery).map_err(map(&id))?;
         endpoint.delivery = delivery;
         // Not written to disk: the next start looks at the link itself.
@@ -239,9 +317,119 @@ impl Node {
         Ok(Some(id))
     }
 
-    fn delivery_over(&self, ifindex: u32) -> Result<Delivery, Error> {
+    fn delivery_over(&self, link: &str, ifindex: u32) -> Result<Delivery, Error> {
         let hanging = self.links.survey(&[ifindex]).map_err(look_at("what hangs on the link"))?;
-        Ok(if hanging.foreign.is_empty() { Delivery::Peer } else { Delivery::Egress })
+        let delivery = hanging.foreign.get(&ifindex).copied().unwrap_or(Delivery::Peer);
+        if delivery == Delivery::Stack {
+            self.accept_all_sources(link)?;
+        }
+        Ok(delivery)
+    }
+
+    /// A reverse-path filter on a host link, which has no address, drops all that comes by it.
+    fn accept_all_sources(&self, link: &str) -> Result<(), Error> {
+        self.links.accept_all_sources(link).map_err(|source| Error::Kernel {
+            operation: "switch off the reverse-path filter of",
+            object: link.to_owned(),
+            source,
+        })
+    }
+
+    /// The endpoint compared with what the kernel has.
+    pub(crate) fn inspect(&self, id: &EndpointId) -> Result<Inspection, Error> {
+        let _turn = self.turns.take(id);
+        let endpoint = self.endpoint(id).ok_or_else(|| Error::NoEndpoint(id.clone()))?;
+        let row = Row {
+            ifindex: endpoint.ifindex,
+            mac: endpoint.mac,
+            host_mac: endpoint.host_mac,
+            addresses: Addresses::from_list(&endpoint.addresses)?,
+            delivery: endpoint.delivery,
+            interface: endpoint.interface,
+        };
+        let inspected = self.datapath.inspect(&endpoint.host_link, endpoint.slot, &row);
+        let differences = inspected.map_err(|source| Error::Datapath {
+            operation: "inspect",
+            object: format!("endpoint {id}"),
+            source,
+        })?;
+        Ok(Inspection { endpoint, differences })
+    }
+
+    /// Removes what belongs to `network` and is not valid: endpoints, pending leases, and links of
+    /// ADDs that were killed, which say no network; those of an ADD under way have a lease. Gives
+    /// what was removed and what could not be.
+    pub(crate) fn collect(
+        &self,
+        network: &str,
+        valid: &BTreeSet<EndpointId>,
+    ) -> (Vec<EndpointId>, Vec<Error>) {
+        let is_doomed = |id: &EndpointId| !valid.contains(id);
+        let endpoints = self.list();
+        let leased = self.asked().clone();
+        let of_network = |one: &&Endpoint| one.network.as_deref() == Some(network);
+        let mut doomed: BTreeSet<EndpointId> =
+            endpoints.iter().filter(of_network).map(|one| one.id.clone()).collect();
+        doomed
+            .extend(leased.iter().filter(|(_, asked)| *asked == network).map(|(id, _)| id.clone()));
+        let mut failed = Vec::new();
+        match self.links.all() {
+            Ok(links) => doomed.extend(links.iter().filter_map(|link| {
+                let mark = link.alias.as_deref()?.parse().ok()?;
+                let (Mark::Endpoint { node, id } | Mark::Chained { node, id }) = mark else {
+                    return None;
+                };
+                let stray = node == self.config.name
+                    && self.endpoint(&id).is_none()
+                    && self.allocator().lease(&owner(&id)).is_none();
+                stray.then_some(id)
+            })),
+            Err(source) => failed.push(look_at("the links")(source)),
+        }
+        doomed.retain(is_doomed);
+        // Together, since links that go together take hardly longer than one.
+        let mut removed = Vec::new();
+        let doomed: Vec<EndpointId> = doomed.into_iter().collect();
+        for some in doomed.chunks(AT_ONCE) {
+            let outcomes: Vec<_> = thread::scope(|scope| {
+                let delete = |id| scope.spawn(move || self.delete_all_of(id));
+                let deletions: Vec<_> = some.iter().map(delete).collect();
+                deletions.into_iter().map(thread::ScopedJoinHandle::join).collect()
+            });
+            for (id, outcome) in some.iter().zip(outcomes) {
+                match outcome.unwrap_or(Err(Error::Died("a thread of garbage collection"))) {
+                    Ok(_) => removed.push(id.clone()),
+                    Err(error) => failed.push(error),
+                }
+            }
+        }
+        (removed, failed)
+    }
+
+    /// Removes an endpoint, and the mark from a link that was adopted for one that never came to be.
+    fn delete_all_of(&self, id: &EndpointId) -> Result<Removed, Error> {
+        let outcome = self.delete(id)?;
+        if outcome == Removed::Removed {
+            return Ok(outcome);
+        }
+        let _turn = self.turns.take(id);
+        if self.endpoint(id).is_some() {
+            return Ok(outcome);
+        }
+        let mark = Mark::Chained { node: self.config.name.clone(), id: id.clone() }.to_string();
+        let links = self.links.all().map_err(look_at("the links"))?;
+        for link in links.iter().filter(|link| link.alias.as_ref() == Some(&mark)) {
+            self.unmark(link.index, &link.name, &mark)?;
+        }
+        Ok(outcome)
+    }
+
+    fn unmark(&self, index: u32, name: &str, mark: &str) -> Result<(), Error> {
+        self.links.unmark(index, mark).map_err(|source| Error::Kernel {
+            operation: "take the mark off",
+            object: name.to_owned(),
+            source,
+        })
     }
 
     /// One endpoint.
@@ -282,7 +470,10 @@ impl Node {
     /// Takes back what was leased and never used.
     pub(crate) fn expire(&self) {
         let now = self.now();
-        log_expired(&self.allocator().expire(now));
+        let expired = self.allocator().expire(now);
+        log_expired(&expired);
+        let allocator = self.allocator();
+        self.asked().retain(|id, _| allocator.lease(&owner(id)).is_some());
     }
 
     /// Datapath and record of an endpoint whose link and lease have been checked.
@@ -292,7 +483,8 @@ impl Node {
         request: &EndpointRequest,
         row: &Row,
     ) -> Result<Endpoint, Error> {
-        let slot = self.datapath.add(&request.host_link, row).map_err(map(id))?;
+        let slot =
+            self.datapath.add(&request.host_link, row, request.disciplines).map_err(map(id))?;
         let endpoint = Endpoint {
             id: id.clone(),
             host_link: request.host_link.clone(),
@@ -305,6 +497,7 @@ impl Node {
             created: seconds_since_1970(),
             network: request.network.clone(),
             pod: request.pod.clone(),
+            interface: request.interface,
         };
         let recorded = self.store.put(&endpoint).map_err(shared);
         recorded.inspect_err(|_| {
@@ -342,28 +535,50 @@ impl Node {
         Ok(())
     }
 
+    /// Keeps addresses that another plugin chose from being leased to anybody.
+    fn hold(&self, id: &EndpointId, addresses: Addresses) -> Result<(), Error> {
+        let lease = podwire_ipam::Lease {
+            owner: owner(id),
+            addresses,
+            state: podwire_ipam::LeaseState::Confirmed,
+        };
+        self.allocator().restore(lease)?;
+        Ok(())
+    }
+
     /// Takes an endpoint out of datapath, records and leases, in the order that leaves no moment in
     /// which a packet for its address could reach the next owner of it.
     fn forget(&self, endpoint: &Endpoint, fate: Fate) -> Result<(), Error> {
         let Endpoint { id, host_link, ifindex, .. } = endpoint;
         self.provisional().remove(id);
-        if fate == Fate::Deleted {
-            // First: the programs go with the link, while detaching them one by one makes the
-            // kernel wait for each.
-            self.delete_link(id)?;
-        }
+        // If we are killed now, the next start finds a marked link without a record, and deletes it.
+        let forgetting = self.store.begin_delete(id);
+        self.datapath.withdraw(*ifindex).map_err(unmap(id))?;
+        // Deleting the link waits for a grace period, and takes the programs along, while the kernel
+        // would wait for each that is detached before.
+        let is_own = endpoint.interface == Interface::Own;
+        let settled = fate == Fate::Deleted && is_own && self.delete_link(id)?;
         self.datapath.remove(host_link, *ifindex).map_err(unmap(id))?;
-        self.settle.call(()).ok_or(Error::Died("settling thread"))?.map_err(|source| {
-            Error::Datapath {
-                operation: "wait for a grace period after",
-                object: format!("endpoint {id}"),
-                source: error::chain(&**source).into(),
-            }
-        })?;
-        self.store.delete(id).map_err(shared)?;
+        if fate == Fate::Deleted && !is_own {
+            let mark = Mark::Chained { node: self.config.name.clone(), id: id.clone() };
+            self.unmark(*ifindex, host_link, &mark.to_string())?;
+        }
+        if !settled {
+            self.settle(id)?;
+        }
+        forgetting.wait().map_err(shared)?;
         self.endpoints().remove(id);
         self.drop_lease(id);
         Ok(())
+    }
+
+    fn settle(&self, id: &EndpointId) -> Result<(), Error> {
+        let settled = self.settle.call(()).ok_or(Error::Died("settling thread"))?;
+        settled.map_err(|source| Error::Datapath {
+            operation: "wait for a grace period after",
+            object: format!("endpoint {id}"),
+            source: error::chain(&**source).into(),
+        })
     }
 
     /// Deletes the host link of `id`, if one stands that bears its mark.
@@ -385,6 +600,7 @@ impl Node {
 
     fn drop_lease(&self, id: &EndpointId) -> bool {
         let now = self.now();
+        self.asked().remove(id);
         let released = self.allocator().release(&owner(id), now);
         matches!(released, podwire_ipam::Release::Released(_))
     }
@@ -400,6 +616,10 @@ impl Node {
 
     fn provisional(&self) -> MutexGuard<'_, BTreeSet<EndpointId>> {
         self.provisional.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn asked(&self) -> MutexGuard<'_, BTreeMap<EndpointId, String>> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How long nobody has asked for anything that touches the kernel.
@@ -434,9 +654,23 @@ pub(crate) fn owner(id: &EndpointId) -> Owner {
     Owner::new(id.container_id.as_str(), id.ifname.as_str())
 }
 
+/// The families that a request asks for.
+fn families(request: &LeaseRequest) -> Result<Request, Error> {
+    let has = |v4: bool| request.addresses.iter().any(|address| address.is_ipv4() == v4);
+    match (request.others, has(true), has(false)) {
+        (OtherFamilies::Omit, true, false) => Ok(Request::family(Family::V4)),
+        (OtherFamilies::Omit, false, true) => Ok(Request::family(Family::V6)),
+        (OtherFamilies::Omit, false, false) => Err(Error::Invalid(format!(
+            "no address for {}, and no other family wanted",
+            request.id
+        ))),
+        _ => Ok(Request::default()),
+    }
+}
+
 fn check_request(id: &EndpointId, request: &EndpointRequest) -> Result<Addresses, Error> {
     let expected = id.host_link();
-    if request.host_link != expected {
+    if request.interface == Interface::Own && request.host_link != expected {
         let message =
             format!("the host link of {id} is called {expected}, not {}", request.host_link);
         return Err(Error::Invalid(message));
@@ -467,8 +701,12 @@ fn check_link(
     if link.index != request.ifindex {
         return Err(refused(format!("its index is {}, not {}", link.index, request.ifindex)));
     }
-    if !bears_mark(config, id, link) {
-        let mark = Mark::Endpoint { node: config.name.clone(), id: id.clone() };
+    let (node, id) = (config.name.clone(), id.clone());
+    let mark = match request.interface {
+        Interface::Adopted => Mark::Chained { node, id },
+        _ => Mark::Endpoint { node, id },
+    };
+    if link.alias.as_deref() != Some(mark.to_string().as_str()) {
         let why = match &link.alias {
             Some(alias) => format!("its alias is {alias:?}, not {mark}"),
             None => format!("it does not have the alias {mark}"),
@@ -555,7 +793,7 @@ fn unmap(id: &EndpointId) -> impl FnOnce(Source) -> Error + use<> {
 
 #[cfg(test)]
 mod tests {
-    use podwire_api::{ErrorCode, Mac};
+    use podwire_api::{Disciplines, ErrorCode};
     use podwire_ipam::PoolConfig;
 
     use super::*;
@@ -602,7 +840,7 @@ mod tests {
 
     impl Bench {
         fn lease(&self, container: &str) -> Result<Vec<IpAddr>, Error> {
-            let request = LeaseRequest { id: id(container), pod: None, addresses: Vec::new() };
+            let request = LeaseRequest::new(id(container));
             let reply = self.node.lease(&request)?;
             Ok(reply.addresses.iter().map(IpNetwork::ip).collect())
         }
@@ -629,6 +867,8 @@ mod tests {
                 addresses: addresses.to_vec(),
                 network: None,
                 pod: None,
+                interface: Interface::Own,
+                disciplines: Disciplines::Free,
             }
         }
 
@@ -636,6 +876,21 @@ mod tests {
             let addresses = self.lease(container)?;
             self.plug(container, index);
             self.node.create(&id(container), &Self::request(container, index, &addresses))
+        }
+
+        fn lease_in(&self, container: &str, network: &str) -> Vec<IpAddr> {
+            let network = Some(network.to_owned());
+            let request = LeaseRequest { network, ..LeaseRequest::new(id(container)) };
+            let reply = self.node.lease(&request).unwrap();
+            reply.addresses.iter().map(IpNetwork::ip).collect()
+        }
+
+        fn create_in(&self, container: &str, index: u32, network: &str) {
+            let request = EndpointRequest {
+                network: Some(network.to_owned()),
+                ..Self::request(container, index, &self.lease_in(container, network))
+            };
+            self.node.create(&id(container), &request).unwrap();
         }
 
         fn is_empty(&self) -> bool {
@@ -770,8 +1025,12 @@ mod tests {
     fn a_failed_delete_keeps_the_address() {
         let bench = bench();
         let endpoint = bench.add("c1", 7).unwrap();
-        for failing in ["remove", "settle"] {
+        for failing in ["withdraw", "remove", "settle"] {
             bench.plug("c1", 7);
+            // Deleting a link is a grace period of its own.
+            if failing == "settle" {
+                bench.links.remove(7);
+            }
             bench.datapath.fail_next(failing);
             bench.node.delete(&id("c1")).unwrap_err();
             assert_eq!(bench.node.leases()[0].addresses, endpoint.addresses, "{failing}");
@@ -846,7 +1105,7 @@ mod tests {
             row
         };
         assert_eq!(delivery(), Delivery::Peer);
-        bench.links.set_foreign(7);
+        bench.links.set_foreign(7, Delivery::Egress);
         bench.node.links_changed(&[99]).unwrap();
         assert_eq!(delivery(), Delivery::Peer);
         bench.node.links_changed(&[7]).unwrap();
@@ -854,8 +1113,53 @@ mod tests {
         bench.links.clear_foreign(7);
         bench.node.all_changed().unwrap();
         assert_eq!(delivery(), Delivery::Peer);
-        bench.links.set_foreign(8);
+        bench.links.set_foreign(8, Delivery::Egress);
         assert_eq!(bench.add("c2", 8).unwrap().delivery, Delivery::Egress);
+    }
+
+    #[test]
+    fn a_changed_mac_is_followed() {
+        let bench = bench();
+        bench.add("c1", 7).unwrap();
+        let other = Mac([2, 0, 0, 0, 0, 9]);
+        assert!(bench.node.is_news(7, other) && !bench.node.is_news(7, MAC));
+        bench.links.set_peer_mac(7, other);
+        bench.node.peers_changed(&[99, 7]).unwrap();
+        assert_eq!(bench.datapath.rows().unwrap()[0].1.mac, other);
+        assert_eq!(bench.node.endpoint(&id("c1")).unwrap().mac, other);
+    }
+
+    #[test]
+    fn programs_that_somebody_took_off_are_attached_again() {
+        let bench = bench();
+        bench.add("c1", 7).unwrap();
+        bench.datapath.detach(&id("c1").host_link());
+        bench.links.lose_programs(7);
+        bench.node.links_changed(&[7]).unwrap();
+        assert_eq!(bench.datapath.attached(), [id("c1").host_link()]);
+    }
+
+    #[test]
+    fn collection_removes_what_is_of_no_valid_attachment() {
+        let bench = bench();
+        for (name, index) in [("kept", 7), ("gone", 8), ("half", 9)] {
+            bench.lease_in(name, "podnet");
+            bench.plug(name, index);
+        }
+        bench.lease_in("leased", "podnet");
+        bench.lease_in("others", "other");
+        for (name, index) in [("kept", 7), ("gone", 8)] {
+            bench.create_in(name, index, "podnet");
+        }
+        // Its agent was restarted since, and knows only what stands.
+        bench.plug("stray", 10);
+        let (removed, failed) = bench.node.collect("podnet", &BTreeSet::from([id("kept")]));
+        assert!(failed.is_empty(), "{failed:?}");
+        assert_eq!(removed, ["gone", "half", "leased", "stray"].map(id));
+        assert_eq!(bench.node.list().len(), 1);
+        let leased: Vec<_> = bench.node.leases().into_iter().map(|lease| lease.id).collect();
+        assert_eq!(leased, ["kept", "others"].map(id));
+        assert_eq!(bench.links.all().unwrap().len(), 1);
     }
 
     #[test]
@@ -872,7 +1176,7 @@ mod tests {
     #[test]
     fn many_at_a_time() {
         let bench = bench();
-        std::thread::scope(|scope| {
+        thread::scope(|scope| {
             for thread in 0..32 {
                 let bench = &bench;
                 scope.spawn(move || {

@@ -1,5 +1,5 @@
 use ipnetwork::IpNetwork;
-use podwire_api::{Problem, ROUTER_HOST, ROUTER_NET, Router};
+use podwire_api::{Effect, Problem, ROUTER_HOST, ROUTER_NET, Router};
 use podwire_netlink::{IfIndex, IfName, Netlink, RouteFilter, TableId};
 use podwire_netns::sysctl;
 
@@ -52,11 +52,12 @@ impl Facts {
 /// What of it blocks pods, why, and what to do.
 pub(crate) fn diagnose(facts: &Facts) -> Vec<Problem> {
     let mut problems = Vec::new();
-    let mut tell = |what: String, why: &str, fix: String| {
-        problems.push(Problem { what, why: why.into(), fix });
+    let mut tell = |effect, what: String, why: &str, fix: String| {
+        problems.push(Problem { what, why: why.into(), fix, effect });
     };
     for end in &facts.router_down {
         tell(
+            Effect::Certain,
             format!("{end} is missing or down"),
             "nothing passes between pods and this node, or beyond it",
             "restart podwired: it sets the router pair up".into(),
@@ -67,6 +68,7 @@ pub(crate) fn diagnose(facts: &Facts) -> Vec<Problem> {
         let name =
             if all { "net.ipv4.ip_forward" } else { "net.ipv4.conf.podwire_host.forwarding" };
         tell(
+            Effect::Certain,
             format!("{name} is 0"),
             "the node forwards no IPv4: pods reach nothing beyond it, published ports reach no pod",
             format!("sysctl -w {name}=1"),
@@ -80,6 +82,7 @@ pub(crate) fn diagnose(facts: &Facts) -> Vec<Problem> {
             "net.ipv6.conf.podwire_host.forwarding"
         };
         tell(
+            Effect::Certain,
             format!("{name} is 0"),
             "the node forwards no IPv6: pods reach nothing beyond it, published ports reach no pod",
             format!("sysctl -w {name}=1"),
@@ -87,6 +90,7 @@ pub(crate) fn diagnose(facts: &Facts) -> Vec<Problem> {
     }
     if facts.v6 && facts.disabled_v6 == Some(1) {
         tell(
+            Effect::Certain,
             "net.ipv6.conf.podwire_host.disable_ipv6 is 1".into(),
             "pods and this node do not reach each other over IPv6",
             "sysctl -w net.ipv6.conf.podwire_host.disable_ipv6=0, then restart podwired".into(),
@@ -101,6 +105,7 @@ pub(crate) fn diagnose(facts: &Facts) -> Vec<Problem> {
             "packets for pods leave elsewhere"
         };
         tell(
+            Effect::Certain,
             format!("the route to {cidr} does not lead over {ROUTER_HOST}"),
             why,
             format!(
@@ -112,6 +117,7 @@ pub(crate) fn diagnose(facts: &Facts) -> Vec<Problem> {
     {
         let (family, table, name) = (chain.family.name(), &chain.table, &chain.name);
         tell(
+            Effect::Possible,
             format!("chain {name} of table {family} {table} drops what no rule of it accepts"),
             "the firewall may drop what the node forwards for pods: traffic beyond the node, \
              published ports",
@@ -123,6 +129,7 @@ pub(crate) fn diagnose(facts: &Facts) -> Vec<Problem> {
     }
     if facts.legacy_filter {
         tell(
+            Effect::Possible,
             "the filter table of iptables-legacy is in use".into(),
             "podwire cannot read it; if its FORWARD policy is DROP, it drops what the node \
              forwards for pods",

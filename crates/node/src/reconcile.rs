@@ -1,6 +1,6 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 
-use podwire_api::{Delivery, Endpoint, EndpointId, Mark, NodeName, Repair};
+use podwire_api::{Delivery, Endpoint, EndpointId, Interface, Mark, NodeName, Repair};
 use podwire_ipam::Addresses;
 use podwire_netns::UNFINISHED_GROUP;
 
@@ -23,6 +23,8 @@ pub(crate) enum Step {
     Remove { link: String, ifindex: u32 },
     /// Delete a marked link.
     DeleteLink { link: String, ifindex: u32 },
+    /// Take the mark off a link that was adopted.
+    Unmark { link: String, ifindex: u32, mark: String },
     /// Forget an endpoint; its lease goes with it.
     DropRecord { id: EndpointId },
     /// Write the endpoint into the datapath and attach the programs.
@@ -53,6 +55,7 @@ pub(crate) fn plan(
     observed: &Observed,
 ) -> Plan {
     let marked = marked_links(node, &observed.links);
+    let adopted = adopted_links(node, &observed.links);
     let pins: HashMap<&str, &Pin> =
         observed.pins.iter().map(|pin| (pin.link.as_str(), pin)).collect();
     let mut plan = Plan::default();
@@ -60,7 +63,11 @@ pub(crate) fn plan(
     let mut keep = HashSet::new();
 
     for record in records {
-        let link = marked.get(&record.id).filter(|link| link.index == record.ifindex);
+        let of_kind = match record.interface {
+            Interface::Adopted => &adopted,
+            _ => &marked,
+        };
+        let link = of_kind.get(&record.id).filter(|link| link.index == record.ifindex);
         let found = match link {
             _ if noted.contains(&record.id) => "deleted while no agent was running",
             Some(link) => {
@@ -75,6 +82,7 @@ pub(crate) fn plan(
         plan.tell(format!("endpoint {}", record.id), found, "removed, addresses released");
     }
     plan.delete_links(&marked, &keep, noted, &observed.links);
+    plan.unmark_links(&adopted, &keep);
 
     let dropped: HashSet<u32> = records.iter().map(|record| record.ifindex).collect();
     let by_index: HashMap<u32, &str> =
@@ -100,10 +108,9 @@ pub(crate) fn plan(
     let rows: HashMap<u32, (u32, &Row)> =
         observed.rows.iter().map(|(slot, row)| (row.ifindex, (*slot, row))).collect();
     for (record, link) in alive {
-        let delivery = if observed.hanging.foreign.contains(&link.index) {
-            Delivery::Egress
-        } else {
-            Delivery::Peer
+        let delivery = match record.interface {
+            Interface::Adopted => Delivery::Stack,
+            _ => observed.hanging.foreign.get(&link.index).copied().unwrap_or(Delivery::Peer),
         };
         let row = Row {
             ifindex: link.index,
@@ -111,6 +118,7 @@ pub(crate) fn plan(
             host_mac: link.mac.unwrap_or(record.host_mac),
             addresses: Addresses::from_list(&record.addresses).unwrap_or_default(),
             delivery,
+            interface: record.interface,
         };
         let mut endpoint = Endpoint { host_mac: row.host_mac, delivery, ..record.clone() };
         let subject = format!("endpoint {}", record.id);
@@ -176,6 +184,20 @@ impl Plan {
         }
     }
 
+    /// Links that were adopted for endpoints that are none.
+    fn unmark_links(&mut self, adopted: &HashMap<EndpointId, &Link>, keep: &HashSet<u32>) {
+        let strays = adopted.iter().filter(|(_, link)| !keep.contains(&link.index));
+        let mut strays: Vec<(&EndpointId, &&Link)> = strays.collect();
+        strays.sort_by_key(|(_, link)| link.index);
+        for (id, link) in strays {
+            let (name, ifindex) = (&link.name, link.index);
+            let mark = link.alias.clone().unwrap_or_default();
+            self.steps.push(Step::Remove { link: name.clone(), ifindex });
+            self.steps.push(Step::Unmark { link: name.clone(), ifindex, mark });
+            self.tell(format!("link {name} of {id}"), "no endpoint goes with it", "mark taken off");
+        }
+    }
+
     fn tell(&mut self, object: String, found: &str, done: &str) {
         self.repairs.push(Repair { object, found: found.into(), done: done.into() });
     }
@@ -198,6 +220,15 @@ fn marked_links<'a>(node: &NodeName, links: &'a [Link]) -> HashMap<EndpointId, &
         }
     });
     marked.collect()
+}
+
+/// The links that this node adopted, whatever they are called.
+fn adopted_links<'a>(node: &NodeName, links: &'a [Link]) -> HashMap<EndpointId, &'a Link> {
+    let adopted = links.iter().filter_map(|link| match link.alias.as_deref()?.parse().ok()? {
+        Mark::Chained { node: owner, id } if owner == *node => Some((id, link)),
+        _ => None,
+    });
+    adopted.collect()
 }
 
 /// A host link that was born but never got its alias: the group says so (`podwire_netns::veth`).
@@ -240,6 +271,7 @@ mod tests {
             created: 1,
             network: None,
             pod: None,
+            interface: Interface::Own,
         }
     }
 
@@ -258,8 +290,14 @@ mod tests {
     fn row(ifindex: u32) -> (u32, Row) {
         let addresses = record("x", ifindex).addresses;
         let addresses = Addresses::from_list(&addresses).unwrap();
-        let row =
-            Row { ifindex, mac: MAC, host_mac: HOST_MAC, addresses, delivery: Delivery::Peer };
+        let row = Row {
+            ifindex,
+            mac: MAC,
+            host_mac: HOST_MAC,
+            addresses,
+            delivery: Delivery::Peer,
+            interface: Interface::Own,
+        };
         (ifindex, row)
     }
 
@@ -307,7 +345,10 @@ mod tests {
         renamed.mac = Some(Mac([2, 0, 0, 0, 0, 9]));
         let observed = Observed {
             links: vec![renamed],
-            hanging: Survey { foreign: HashSet::from([7]), ours: HashSet::new() },
+            hanging: Survey {
+                foreign: HashMap::from([(7, Delivery::Egress)]),
+                ours: HashSet::new(),
+            },
             rows: vec![row(7)],
             pins: vec![pin("a", Some(7))],
         };

@@ -3,7 +3,7 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-use podwire_api::{Endpoint, Repair};
+use podwire_api::{Disciplines, Endpoint, Repair};
 use podwire_ipam::{Addresses, Allocator, Lease, LeaseState};
 
 use crate::error::{Source, chain};
@@ -111,6 +111,10 @@ fn act(
             links.delete(*ifindex).map_err(trouble("delete link", link))?;
             Ok(None)
         }
+        Step::Unmark { link, ifindex, mark } => {
+            links.unmark(*ifindex, mark).map_err(trouble("take the mark off", link))?;
+            Ok(None)
+        }
         Step::DropRecord { id } => {
             store.delete(id).map_err(|error| trouble("forget", id)(chain(&*error).into()))?;
             Ok(None)
@@ -131,7 +135,7 @@ fn act(
         Step::Write { endpoint, row } => {
             hold(allocator, endpoint)?;
             let slot = datapath
-                .add(&endpoint.host_link, row)
+                .add(&endpoint.host_link, row, Disciplines::Free)
                 .map_err(trouble("write into the datapath", &endpoint.id))?;
             // What is attached may know other maps than the ones that were just written.
             refresh(datapath, endpoint)?;
@@ -155,7 +159,9 @@ fn hold(allocator: &mut Allocator, endpoint: &Endpoint) -> Result<(), Error> {
 
 fn subject(step: &Step) -> String {
     match step {
-        Step::Remove { link, .. } | Step::DeleteLink { link, .. } => format!("link {link}"),
+        Step::Remove { link, .. } | Step::DeleteLink { link, .. } | Step::Unmark { link, .. } => {
+            format!("link {link}")
+        }
         Step::DropRecord { id } => format!("endpoint {id}"),
         Step::Keep { endpoint } | Step::Refresh { endpoint } | Step::Write { endpoint, .. } => {
             format!("endpoint {}", endpoint.id)
@@ -175,7 +181,7 @@ fn trouble(
 mod tests {
     use std::fs;
 
-    use podwire_api::{Delivery, EndpointId, Mac, Mark};
+    use podwire_api::{Delivery, EndpointId, Interface, Mac, Mark};
     use podwire_ipam::PoolConfig;
 
     use super::*;
@@ -216,6 +222,7 @@ mod tests {
             created: 1,
             network: None,
             pod: None,
+            interface: Interface::Own,
         }
     }
 
@@ -239,8 +246,9 @@ mod tests {
                 host_mac: endpoint.host_mac,
                 addresses: Addresses::from_list(&endpoint.addresses).unwrap(),
                 delivery: Delivery::Peer,
+                interface: Interface::Own,
             };
-            self.datapath.add(&endpoint.host_link, &row).unwrap();
+            self.datapath.add(&endpoint.host_link, &row, Disciplines::Free).unwrap();
         }
 
         fn restore(&self, records: &[Endpoint]) -> (Restored, Allocator, Vec<Endpoint>) {

@@ -1,10 +1,10 @@
 //! What the agent needs of the kernel, as the agent sees it. Two implementations stand behind each
 //! trait: the kernel's, and one in memory that the tests of the rules above it run on.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt::Debug;
 
-use podwire_api::{AttachMode, Delivery, Mac};
+use podwire_api::{AttachMode, Delivery, Difference, Disciplines, Interface, Mac};
 use podwire_ipam::Addresses;
 
 use crate::error::Source;
@@ -17,6 +17,7 @@ pub(crate) struct Row {
     pub(crate) host_mac: Mac,
     pub(crate) addresses: Addresses,
     pub(crate) delivery: Delivery,
+    pub(crate) interface: Interface,
 }
 
 /// A pin of a program's attachment, named as its host link.
@@ -34,7 +35,12 @@ pub(crate) trait Datapath: Debug + Send + Sync {
 
     /// Makes an endpoint known and attaches the programs to its host link, or changes the one that
     /// is known on that interface, and says in which slot. A failure leaves nothing behind.
-    fn add(&self, link: &str, row: &Row) -> Result<u32, Source>;
+    fn add(&self, link: &str, row: &Row, disciplines: Disciplines) -> Result<u32, Source>;
+
+    /// Forgets the endpoint of an interface. Its programs stay, and drop all they see. Packets on
+    /// their way may still see it until the next [`settle`](Self::settle), or until the interface
+    /// is gone. Nothing there is no error.
+    fn withdraw(&self, ifindex: u32) -> Result<(), Source>;
 
     /// Forgets the endpoint of an interface, and detaches the programs. Packets on their way may
     /// still see it until the next [`settle`](Self::settle). Nothing there is no error.
@@ -42,6 +48,9 @@ pub(crate) trait Datapath: Debug + Send + Sync {
 
     /// Changes how packets are handed to the endpoint of an interface.
     fn set_delivery(&self, ifindex: u32, delivery: Delivery) -> Result<(), Source>;
+
+    /// Changes the MAC of an endpoint's interface in the container.
+    fn set_mac(&self, ifindex: u32, mac: Mac) -> Result<(), Source>;
 
     /// Puts today's programs in the place of those on a host link, without a gap, and attaches
     /// those that are missing, in the way that costs least.
@@ -51,6 +60,12 @@ pub(crate) trait Datapath: Debug + Send + Sync {
     /// of those that were added in a way that costs less. It takes tens of milliseconds, in which
     /// other changes of links wait.
     fn attach(&self, link: &str, ifindex: u32) -> Result<(), Source>;
+
+    /// Whether both programs are attached, in whichever way.
+    fn is_attached(&self, link: &str, ifindex: u32) -> Result<bool, Source>;
+
+    /// How programs and maps differ from what they should be for an endpoint in this slot.
+    fn inspect(&self, link: &str, slot: u32, row: &Row) -> Result<Vec<Difference>, Source>;
 
     /// All endpoints, with their slots.
     fn rows(&self) -> Result<Vec<(u32, Row)>, Source>;
@@ -76,8 +91,9 @@ pub(crate) struct Link {
 /// What hangs on links.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Survey {
-    /// Those with a queueing discipline or filter that is not ours.
-    pub(crate) foreign: HashSet<u32>,
+    /// Those with a queueing discipline or filter that is not ours, and how that has packets handed
+    /// to them.
+    pub(crate) foreign: HashMap<u32, Delivery>,
     /// Those on which both of our programs hang as filters.
     pub(crate) ours: HashSet<u32>,
 }
@@ -90,8 +106,17 @@ pub(crate) trait Links: Debug + Send + Sync {
     /// All of them.
     fn all(&self) -> Result<Vec<Link>, Source>;
 
-    /// Deletes one. Nothing there is no error.
+    /// Deletes one, and waits for a grace period in doing so. Nothing there is no error.
     fn delete(&self, index: u32) -> Result<(), Source>;
+
+    /// The MAC of the other end of a pair; `None` if it is gone.
+    fn peer_mac(&self, index: u32) -> Result<Option<Mac>, Source>;
+
+    /// Takes the alias off one, if it still is this one. Nothing there is no error.
+    fn unmark(&self, index: u32, alias: &str) -> Result<(), Source>;
+
+    /// Lets the stack take what arrives over a link that has no address.
+    fn accept_all_sources(&self, name: &str) -> Result<(), Source>;
 
     /// What hangs on these.
     fn survey(&self, indices: &[u32]) -> Result<Survey, Source>;

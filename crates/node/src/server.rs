@@ -12,7 +12,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use podwire_api::{
-    EndpointId, EndpointRequest, ErrorBody, ErrorCode, LeaseRequest, MAX_BODY, Removal,
+    EndpointId, EndpointRequest, ErrorBody, ErrorCode, GcRequest, LeaseRequest, MAX_BODY, Removal,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -105,6 +105,8 @@ fn router(shared: Arc<Shared>) -> Router {
         .route("/v1/leases/{container_id}/{ifname}", axum::routing::delete(release))
         .route("/v1/endpoints", get(endpoints))
         .route("/v1/endpoints/{container_id}/{ifname}", get(endpoint).put(create).delete(delete))
+        .route("/v1/endpoints/{container_id}/{ifname}/inspection", get(inspect))
+        .route("/v1/gc", axum::routing::post(collect))
         .route("/v1/status", get(status))
         .route("/v1/config", get(config))
         .fallback(unknown_path)
@@ -152,6 +154,18 @@ async fn endpoint(State(shared): State<Arc<Shared>>, Path(names): Names) -> Resp
         shared.node.endpoint(&id).ok_or(Error::NoEndpoint(id))
     })
     .await
+}
+
+async fn inspect(State(shared): State<Arc<Shared>>, Path(names): Names) -> Response {
+    answer(move || shared.node.inspect(&id(&names)?)).await
+}
+
+async fn collect(State(shared): State<Arc<Shared>>, request: Request) -> Response {
+    let request: GcRequest = match body(request).await {
+        Ok(request) => request,
+        Err(refusal) => return refusal.into_response(),
+    };
+    answer(move || shared.collect(&request)).await
 }
 
 async fn endpoints(State(shared): State<Arc<Shared>>) -> Response {
@@ -376,7 +390,7 @@ mod tests {
             let client = podwire_api::Client::new(socket);
             let lease = |container: &str| {
                 let id = EndpointId::new(container, "eth0").unwrap();
-                client.lease(&LeaseRequest { id, pod: None, addresses: Vec::new() })
+                client.lease(&LeaseRequest::new(id))
             };
             let reply = lease("c1").unwrap();
             assert_eq!(reply.addresses[0].to_string(), "10.1.0.1/32");

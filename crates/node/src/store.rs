@@ -11,7 +11,7 @@ use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefini
 
 use crate::Error;
 use crate::error::Source;
-use crate::worker::Worker;
+use crate::worker::{Begun, Worker};
 
 const META: TableDefinition<'_, &str, &str> = TableDefinition::new("meta");
 /// `<container id>/<ifname>` to the endpoint as JSON, the API's own form: readable with any tool,
@@ -113,11 +113,27 @@ impl Store {
 
     /// Forgets an endpoint; it is gone from the disk when this returns.
     pub(crate) fn delete(&self, id: &EndpointId) -> Result<(), Arc<Error>> {
-        self.change(Change::Delete(id.clone()))
+        self.begin_delete(id).wait()
+    }
+
+    /// Forgets an endpoint meanwhile.
+    pub(crate) fn begin_delete(&self, id: &EndpointId) -> Changing {
+        Changing(self.worker.begin(Change::Delete(id.clone())))
     }
 
     fn change(&self, change: Change) -> Result<(), Arc<Error>> {
-        self.worker.call(change).unwrap_or_else(|| Err(Arc::new(Error::Died("store"))))
+        Changing(self.worker.begin(change)).wait()
+    }
+}
+
+/// A change on its way to the disk.
+#[must_use]
+pub(crate) struct Changing(Begun<Result<(), Arc<Error>>>);
+
+impl Changing {
+    /// Waits until it is there.
+    pub(crate) fn wait(self) -> Result<(), Arc<Error>> {
+        self.0.wait().unwrap_or_else(|| Err(Arc::new(Error::Died("store"))))
     }
 }
 
@@ -257,6 +273,7 @@ mod tests {
             created: 1,
             network: None,
             pod: None,
+            interface: podwire_api::Interface::Own,
         }
     }
 

@@ -2,9 +2,12 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use podwire_api::Mac;
 use podwire_netlink::IfIndex;
 use podwire_netlink::tc::Qdisc;
 use podwire_netlink::watch::{Event, Object, Topic, Watch};
+
+use tokio::time::Instant;
 
 use crate::Error;
 use crate::agent::Shared;
@@ -16,15 +19,19 @@ const BURST: Duration = Duration::from_millis(20);
 /// How long a watch that broke is left alone.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Follows what others do to the endpoints' links, until it is dropped.
+/// Follows what others do to the endpoints' links, at both ends, until it is dropped.
 pub(crate) async fn follow(shared: Arc<Shared>) {
     loop {
-        match Watch::open(&[Topic::Links, Topic::TrafficControl]) {
-            Ok(mut watch) => {
+        let opened = Watch::open(&[Topic::Links, Topic::TrafficControl])
+            .and_then(|own| Ok((own, Watch::open_everywhere(&[Topic::Links])?)));
+        match opened {
+            Ok((mut own, mut everywhere)) => {
                 // What happened while nobody watched.
                 work(&shared, Changes { all: true, ..Changes::default() }).await;
                 let mut known = Known::default();
-                while let Some(changes) = gather(&mut watch, &mut known).await {
+                while let Some(changes) =
+                    gather(&mut own, &mut everywhere, &mut known, &shared).await
+                {
                     work(&shared, changes).await;
                 }
                 tracing::warn!("the watch of links broke; opening another one");
@@ -44,6 +51,8 @@ struct Changes {
     gone: BTreeSet<u32>,
     /// Links on which something hangs that did not, or no longer.
     touched: BTreeSet<u32>,
+    /// Links whose other ends may have another MAC.
+    renamed: BTreeSet<u32>,
     /// Events were lost: anything may have changed.
     all: bool,
 }
@@ -62,8 +71,23 @@ impl Changes {
                 self.touched.insert(number(filter.index));
             }
             Event::Lost => self.all = true,
-            // A changed MAC of a host link belongs here once it is followed.
             Event::Present(_) | Event::Absent(_) => {}
+        }
+    }
+
+    /// An event from anywhere. The number that it names as the other end's may be one of another
+    /// namespace than ours, so this is a hint; `Node::peers_changed` looks.
+    fn take_hint(&mut self, event: &Event, is_news: impl Fn(u32, Mac) -> bool) {
+        match event {
+            Event::Present(Object::Link(link)) => {
+                if let (Some(peer), Some(mac)) = (link.peer, link.mac)
+                    && is_news(peer.as_u32(), Mac(mac.octets()))
+                {
+                    self.renamed.insert(peer.as_u32());
+                }
+            }
+            Event::Lost => self.all = true,
+            _ => {}
         }
     }
 
@@ -106,24 +130,39 @@ impl Known {
     }
 }
 
-/// Waits for something that matters, and then a moment for what comes with it. `None` when the
-/// watch broke.
-async fn gather(watch: &mut Watch, known: &mut Known) -> Option<Changes> {
+/// Waits for something that matters, and then a moment for what comes with it; a changed MAC is not kept
+/// waiting, since the pod is cut off meanwhile. `None` when a watch broke.
+async fn gather(
+    own: &mut Watch,
+    everywhere: &mut Watch,
+    known: &mut Known,
+    shared: &Shared,
+) -> Option<Changes> {
+    let is_news = |index, mac| shared.node.is_news(index, mac);
     let mut changes = Changes::default();
-    let mut take = |changes: &mut Changes, event: &Event| {
-        if known.is_news(event) {
-            changes.take(event);
-        }
-    };
-    while changes.is_empty() {
-        take(&mut changes, &watch.next().await?);
-    }
-    let end = tokio::time::sleep(BURST);
-    tokio::pin!(end);
+    let mut end = None;
     loop {
+        if !changes.renamed.is_empty() {
+            return Some(changes);
+        }
+        if end.is_none() && !changes.is_empty() {
+            end = Some(Instant::now() + BURST);
+        }
+        let over = async {
+            match end {
+                Some(end) => tokio::time::sleep_until(end).await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
-            () = &mut end => return Some(changes),
-            event = watch.next() => take(&mut changes, &event?),
+            () = over => return Some(changes),
+            event = own.next() => {
+                let event = event?;
+                if known.is_news(&event) {
+                    changes.take(&event);
+                }
+            }
+            event = everywhere.next() => changes.take_hint(&event?, is_news),
         }
     }
 }
@@ -150,6 +189,8 @@ fn apply(shared: &Shared, changes: &Changes) {
             Err(error) => told(Err(error)),
         }
     }
+    let renamed: Vec<u32> = changes.renamed.difference(&changes.gone).copied().collect();
+    told(node.peers_changed(&renamed));
     if changes.all {
         told(node.all_changed());
     } else {

@@ -1,4 +1,5 @@
 use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
 /// A thread that does what several callers ask for at the same time as one act: whatever has
@@ -9,7 +10,7 @@ use std::thread::{self, JoinHandle};
 pub(crate) struct Worker<J, R> {
     /// Only `None` while it is being dropped.
     jobs: Option<Sender<(J, Sender<R>)>>,
-    thread: Option<JoinHandle<()>>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 /// The most that one batch takes, so that the first of it does not wait for a thousand others.
@@ -21,14 +22,26 @@ impl<J: Send + 'static, R: Clone + Send + 'static> Worker<J, R> {
         name: &str,
         act: impl FnMut(Vec<J>) -> R + Send + 'static,
     ) -> std::io::Result<Self> {
+        Self::start_all(name, [act])
+    }
+
+    /// Starts a thread for each of these, which take batches in turns: for what takes long, and of
+    /// which several may be under way.
+    pub(crate) fn start_all<A: FnMut(Vec<J>) -> R + Send + 'static>(
+        name: &str,
+        acts: impl IntoIterator<Item = A>,
+    ) -> std::io::Result<Self> {
         let (jobs, queue) = mpsc::channel();
-        // redb's B-tree code and the map calls need little; the default of 2 MiB is address space
-        // that counts in some accounting.
-        let thread = thread::Builder::new()
-            .name(name.to_owned())
-            .stack_size(512 << 10)
-            .spawn(move || serve(&queue, act))?;
-        Ok(Self { jobs: Some(jobs), thread: Some(thread) })
+        let queue = Arc::new(Mutex::new(queue));
+        let mut worker = Self { jobs: Some(jobs), threads: Vec::new() };
+        for act in acts {
+            let queue = queue.clone();
+            // redb's B-tree code and the map calls need little; the default of 2 MiB is address
+            // space that counts in some accounting.
+            let thread = thread::Builder::new().name(name.to_owned()).stack_size(512 << 10);
+            worker.threads.push(thread.spawn(move || serve(&queue, act))?);
+        }
+        Ok(worker)
     }
 
     /// Has `job` done, and waits for it. `None` if the thread has died.
@@ -63,17 +76,23 @@ impl<R> Begun<R> {
 impl<J, R> Drop for Worker<J, R> {
     fn drop(&mut self) {
         drop(self.jobs.take());
-        if let Some(thread) = self.thread.take() {
+        for thread in self.threads.drain(..) {
             // A panic of the thread has been told to its callers.
             let _ = thread.join();
         }
     }
 }
 
-fn serve<J, R: Clone>(queue: &Receiver<(J, Sender<R>)>, mut act: impl FnMut(Vec<J>) -> R) {
-    while let Ok(first) = queue.recv() {
-        let (jobs, replies): (Vec<J>, Vec<Sender<R>>) =
-            std::iter::once(first).chain(queue.try_iter().take(BATCH - 1)).unzip();
+type Queue<J, R> = Mutex<Receiver<(J, Sender<R>)>>;
+
+fn serve<J, R: Clone>(queue: &Queue<J, R>, mut act: impl FnMut(Vec<J>) -> R) {
+    let next_batch = || {
+        let queue = queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let first = queue.recv().ok()?;
+        Some(std::iter::once(first).chain(queue.try_iter().take(BATCH - 1)).unzip())
+    };
+    while let Some((jobs, replies)) = next_batch() {
+        let (jobs, replies): (Vec<J>, Vec<Sender<R>>) = (jobs, replies);
         let result = act(jobs);
         for reply in replies {
             // A caller that has gone needs no answer.
@@ -84,8 +103,8 @@ fn serve<J, R: Clone>(queue: &Receiver<(J, Sender<R>)>, mut act: impl FnMut(Vec<
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Barrier;
     use std::sync::atomic::{AtomicUsize, Ordering};
-    use std::sync::{Arc, Barrier};
 
     use super::*;
 

@@ -9,8 +9,8 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use podwire_api::{
-    Client, Delivery, EndpointId, EndpointRequest, ErrorCode, LeaseRequest, Mac, Removed, Status,
-    pending_del_dir, socket_path,
+    Client, Delivery, Disciplines, EndpointId, EndpointRequest, ErrorCode, Interface, LeaseRequest,
+    Mac, Removed, Status, pending_del_dir, socket_path,
 };
 use podwire_endpoint::{Attached, Attachment, attach};
 use podwire_lab::{Host, Inventory, Pod};
@@ -84,12 +84,8 @@ fn id(container: &str) -> EndpointId {
 fn plug(host: &Host, pod: &Pod) -> Attached {
     host.run(|| {
         let netns = Netns::open(pod.path()).unwrap();
-        let attachment = Attachment {
-            id: id(pod.name()),
-            network: Some("podnet".into()),
-            pod: None,
-            addresses: Vec::new(),
-        };
+        let attachment =
+            Attachment { network: Some("podnet".into()), ..Attachment::new(id(pod.name())) };
         attach(&client(), &netns, &attachment).unwrap()
     })
 }
@@ -259,6 +255,8 @@ fn real_links_without_the_mark_are_refused() {
         addresses: endpoint.addresses.clone(),
         network: None,
         pod: None,
+        interface: Interface::Own,
+        disciplines: Disciplines::Free,
     };
     assert_eq!(refusal(request.clone()), ErrorCode::Denied);
     let wrong_name = EndpointRequest { host_link: "lo".into(), ..request.clone() };
@@ -476,7 +474,7 @@ fn a_lease_is_given_back() {
     let host = Host::new().unwrap();
     let agent = Running::start(&host, config()).unwrap();
     let wanted = vec!["10.1.0.77".parse().unwrap()];
-    let request = LeaseRequest { id: id("c1"), pod: None, addresses: wanted };
+    let request = LeaseRequest { addresses: wanted, ..LeaseRequest::new(id("c1")) };
     let lease = ask(&host, |agent| agent.lease(&request));
     assert_eq!(lease.addresses[0].to_string(), "10.1.0.77/32");
     assert_eq!(ask(&host, |agent| agent.release(&id("c1"))), Removed::Removed);

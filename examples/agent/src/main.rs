@@ -1,12 +1,14 @@
-//! The node agent.
+//! The node agent, and what puts the plugin that calls it on the node.
 
 #![forbid(unsafe_code)]
+
+mod install;
 
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnetwork::IpNetwork;
 use podwire_api::{DEFAULT_BPFFS, DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, NodeName};
 use podwire_node::{Agent, AttachChoice, Config, Error, explain, runtime};
@@ -20,6 +22,24 @@ use tracing_subscriber::filter::LevelFilter;
 /// node's podwire away altogether, stop the agent and run `podwire cleanup`.
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 100)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+struct Cli {
+    #[command(flatten)]
+    agent: Options,
+    #[command(subcommand)]
+    task: Option<Task>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Puts podwire-cni and its network configuration where a container runtime finds them.
+    ///
+    /// Every file is replaced at once, the configuration last: whenever this is interrupted, a runtime
+    /// finds the old files or the new ones. Files that are right already are left alone.
+    InstallCni(install::Options),
+}
+
+#[derive(Debug, Args)]
 struct Options {
     /// This node's name; all links that podwire creates carry it. The host name if not given.
     #[arg(long, value_name = "NAME")]
@@ -45,8 +65,8 @@ struct Options {
     /// Folder of pinned maps and links, on a bpffs.
     #[arg(long, value_name = "DIR", default_value = DEFAULT_BPFFS)]
     bpffs: PathBuf,
-    /// How programs are attached: by TCX links (Linux 6.6), by clsact filters, or as the kernel has
-    /// it.
+    /// How programs are attached: by TCX links (Linux 6.6), by clsact filters, or by whichever costs
+    /// less: filters, but TCX at the router pair and where other plugins need the disciplines.
     #[arg(long, value_enum, default_value_t = Attach::Auto)]
     attach: Attach,
     /// How many endpoints there is room for. The maps of a node keep their size: to change it, run
@@ -69,7 +89,14 @@ enum Attach {
 }
 
 fn main() -> ExitCode {
-    let options = Options::parse();
+    let cli = Cli::parse();
+    match &cli.task {
+        Some(Task::InstallCni(options)) => install::main(options),
+        None => serve(cli.agent),
+    }
+}
+
+fn serve(options: Options) -> ExitCode {
     tracing_subscriber::fmt()
         .with_max_level(options.log_level)
         .with_writer(std::io::stderr)
@@ -150,12 +177,12 @@ mod tests {
 
     #[test]
     fn the_options_are_consistent() {
-        Options::command().debug_assert();
+        Cli::command().debug_assert();
     }
 
     #[test]
     fn options_become_a_configuration() {
-        let options = Options::parse_from([
+        let cli = Cli::parse_from([
             "podwired",
             "--node-name=n1",
             "--pod-cidr=10.1.0.0/24",
@@ -163,11 +190,13 @@ mod tests {
             "--attach=tc",
             "--mtu=1400",
         ]);
-        let config = config(options).unwrap();
+        let config = config(cli.agent).unwrap();
         config.validate().unwrap();
         assert_eq!(config.pod_cidrs.len(), 2);
         assert_eq!((config.attach, config.mtu), (AttachChoice::Tc, Some(1400)));
-        assert!(Options::try_parse_from(["podwired"]).is_err());
-        assert!(Options::try_parse_from(["podwired", "--pod-cidr=nonsense"]).is_err());
+        assert!(Cli::try_parse_from(["podwired"]).is_err());
+        assert!(Cli::try_parse_from(["podwired", "--pod-cidr=nonsense"]).is_err());
+        assert!(Cli::try_parse_from(["podwired", "install-cni"]).is_ok());
+        assert!(Cli::try_parse_from(["podwired", "--mtu=1400", "install-cni"]).is_err());
     }
 }

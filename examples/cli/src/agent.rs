@@ -84,6 +84,7 @@ fn status_text(status: &Status) -> String {
     let attach = match status.attach {
         AttachMode::Tcx => "TCX links",
         AttachMode::Tc => "clsact filters",
+        AttachMode::Mixed => "clsact filters, TCX links where others need the disciplines",
         _ => "other",
     };
     let agent =
@@ -197,6 +198,7 @@ fn delivery(delivery: Delivery) -> &'static str {
     match delivery {
         Delivery::Peer => "peer",
         Delivery::Egress => "egress",
+        Delivery::Stack => "stack",
         _ => "other",
     }
 }
@@ -250,7 +252,7 @@ fn push(text: &mut String, arguments: std::fmt::Arguments<'_>) {
 
 #[cfg(test)]
 mod tests {
-    use podwire_api::{Mac, PodRef, PoolUsage, Problem};
+    use podwire_api::{Effect, Interface, Mac, PodRef, PoolUsage, Problem};
 
     use super::*;
 
@@ -268,6 +270,7 @@ mod tests {
             created: 1000,
             network: None,
             pod: Some(PodRef { namespace: "default".into(), name: "web".into(), uid: None }),
+            interface: Interface::Own,
         }
     }
 
@@ -331,7 +334,12 @@ ENDPOINT            POD          IPV4      IPV6  LINK             SLOT  DELIVERY
             text.contains("up 1d1h") && text.contains("2^64") && text.contains("  none"),
             "{text}"
         );
-        let problem = Problem { what: "W".into(), why: "Y".into(), fix: "F".into() };
+        let problem = Problem {
+            what: "W".into(),
+            why: "Y".into(),
+            fix: "F".into(),
+            effect: Effect::Possible,
+        };
         status.problems.push(problem);
         let text = plain(&status_text(&status));
         assert!(text.contains("  W\n    why: Y\n    fix: F\n"), "{text}");

@@ -51,6 +51,7 @@ fn endpoints(rows: &[podwire_datapath::EndpointRow]) -> Result<Page, Failure> {
         let delivery = match row.delivery {
             Delivery::Peer => "peer",
             Delivery::Egress => "egress",
+            Delivery::Stack => "stack",
         };
         let family = |wanted: fn(&std::net::IpAddr) -> bool| {
             Cell::optional(row.addresses.iter().find(|address| wanted(address)))

@@ -25,6 +25,11 @@ impl Failure {
         self
     }
 
+    /// Says what to do next, unless something better was said.
+    pub(crate) fn or_hint(self, hint: impl Into<String>) -> Self {
+        if self.hint.is_some() { self } else { self.with_hint(hint) }
+    }
+
     pub(crate) fn is_broken_pipe(&self) -> bool {
         self.broken_pipe
     }

@@ -5,6 +5,7 @@
 mod agent;
 mod bpf;
 mod cleanup;
+mod cni;
 mod failure;
 mod output;
 mod program;
@@ -60,6 +61,8 @@ enum Command {
     /// The datapath's maps and programs, as the kernel has them; works without an agent.
     #[command(subcommand)]
     Bpf(BpfCommand),
+    /// Calls the plugins of a network as a container runtime does; needs neither podwire nor agent.
+    Cni(Box<cni::Options>),
     /// Removes everything of podwire from this node: links, routes, pins, records, notes.
     ///
     /// Pods that still run lose their network. The agent must be stopped first.
@@ -138,6 +141,7 @@ fn run(cli: &Cli) -> Result<Page, Failure> {
         Command::Endpoint(EndpointCommand::Show { endpoint }) => agent::endpoint(places, endpoint),
         Command::Ipam(IpamCommand::List) => agent::leases(places),
         Command::Bpf(command) => bpf::run(places, command),
+        Command::Cni(options) => cni::run(options),
         Command::Cleanup { yes } => {
             let consent = if *yes { Consent::Given } else { Consent::Ask };
             cleanup::run(places, consent)

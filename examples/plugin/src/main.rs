@@ -7,19 +7,28 @@ mod error;
 use std::{net::IpAddr, path::PathBuf, process::ExitCode, time::Duration};
 
 use ipnetwork::IpNetwork;
-use podwire_api::{Client, DEFAULT_RUN_DIR, EndpointId, PodRef, Timeouts, socket_path};
+use podwire_api::{
+    Client, DEFAULT_RUN_DIR, Disciplines, Effect, EndpointId, OtherFamilies, PodRef, PoolUsage,
+    Timeouts, socket_path,
+};
 use podwire_cni::{
     Add, Args, Attachment as CniAttachment, Check, Code, Del, Error, Gc, NetworkConfig, Plugin,
     Status,
-    types::{Interface, Ip, Route, Success},
+    delegate::Delegate,
+    types::{Dns, Interface, Ip, Route, Success},
 };
-use podwire_endpoint::{Attachment, Expected, Netns, attach, check, remove, remove_others};
+use podwire_endpoint::{
+    Adopted, Adoption, Attached, Attachment, Expected, MacAddr, Netns, adopt, attach, check,
+    check_adopted, remove, remove_others,
+};
 use serde::Deserialize;
 
 fn main() -> ExitCode {
     podwire_cni::run(&Podwire)
 }
 
+/// First in its list it makes the interface, with addresses of the agent's or of another IPAM plugin's;
+/// after another plugin it adopts that one's.
 struct Podwire;
 
 /// The plugin's own keys of the network configuration.
@@ -29,6 +38,13 @@ struct Settings {
     /// Where the agent's socket is, and where notes for it are left.
     #[serde(default = "default_run_dir")]
     run_dir: PathBuf,
+    /// `others` if a plugin after this one needs the host link's queueing disciplines.
+    #[serde(default)]
+    disciplines: Disciplines,
+    /// Whether this plugin stands after the one that makes the interface. An ADD sees that; a DEL may
+    /// have lost the result that says so.
+    #[serde(default)]
+    chained: bool,
 }
 
 fn default_run_dir() -> PathBuf {
@@ -38,84 +54,85 @@ fn default_run_dir() -> PathBuf {
 impl Plugin for Podwire {
     fn add(&self, add: &Add) -> Result<Success, Error> {
         let settings: Settings = add.config.settings()?;
-        refuse_unsupported(&add.config, &add.args)?;
-        if add.prev_result.is_some() {
-            return Err(Error::new(Code::INVALID_NETWORK_CONFIG, "prevResult in an ADD")
-                .with_details("podwire-cni creates the interface: it must be first in its list"));
+        let id = endpoint_id(&add.attachment())?;
+        if let Some(result) = &add.prev_result {
+            return add_chained(add, &settings, id, result);
+        }
+        if settings.chained {
+            let msg = "chained is true, but there is no prevResult";
+            return Err(Error::new(Code::INVALID_NETWORK_CONFIG, msg)
+                .with_details("podwire-cni must stand after a plugin that makes the interface"));
         }
         let attachment = Attachment {
-            id: endpoint_id(&add.attachment())?,
             network: Some(add.config.name().as_str().to_owned()),
             pod: pod(&add.args),
-            addresses: wanted_addresses(add)?,
+            mac: wanted_mac(&add.config, &add.args)?,
+            disciplines: disciplines(&settings, &add.config),
+            ..Attachment::new(id)
         };
         let netns = open_netns(add.netns.as_str())?;
-        let attached = attach(&agent(&settings), &netns, &attachment)
-            .map_err(|error| error::of_endpoint("ADD", &error))?;
-
-        let mut success = Success::default();
-        let endpoint = &attached.endpoint;
-        let mut host = Interface::new(&endpoint.host_link);
-        host.mac = Some(endpoint.host_mac.to_string());
-        host.mtu = Some(attached.lease.node.mtu);
-        let mut container = Interface::in_sandbox(add.ifname.as_str(), add.netns.as_str());
-        container.mac = Some(endpoint.mac.to_string());
-        container.mtu = Some(attached.lease.node.mtu);
-        success.interfaces = vec![host, container];
-        for &address in &attached.lease.addresses {
-            let router = attached.lease.node.router;
-            let gateway = match address {
-                IpNetwork::V4(_) => router.v4.map(IpAddr::from),
-                IpNetwork::V6(_) => router.v6.map(IpAddr::from),
-            };
-            let mut ip = Ip::new(address);
-            ip.gateway = gateway;
-            ip.interface = Some(1);
-            success.ips.push(ip);
-            let mut route = Route::new(everything(address.ip()));
-            route.gw = gateway;
-            success.routes.push(route);
+        let make = |attachment: &Attachment, dns: Dns| {
+            let attached = attach(&agent(&settings), &netns, attachment)
+                .map_err(|error| error::of_endpoint("ADD", &error))?;
+            Ok(success(add, &attached, dns))
+        };
+        match Delegate::ipam(&add.config, &add.path)? {
+            // The IPAM plugin reads the wishes for addresses itself.
+            Some(ipam) => ipam.add_then(add, |given| {
+                let addresses = given.ips.iter().map(|ip| ip.address.ip()).collect();
+                let others = OtherFamilies::Omit;
+                make(&Attachment { addresses, others, ..attachment }, given.dns)
+            }),
+            None => {
+                let addresses = wanted_addresses(add)?;
+                make(&Attachment { addresses, ..attachment }, add.config.dns()?)
+            }
         }
-        success.dns = add.config.dns()?;
-        Ok(success)
     }
 
     fn del(&self, del: &Del) -> Result<(), Error> {
         let settings: Settings = del.config.settings()?;
         let id = endpoint_id(&del.attachment())?;
-        remove(&agent(&settings), &settings.run_dir, &id)
-            .map(drop)
-            .map_err(|error| error::of_endpoint("DEL", &error))
+        // A namespace that is gone took its interfaces along.
+        let netns = del.netns.as_ref().and_then(|path| Netns::open(path.as_str()).ok());
+        let interface = match &del.prev_result {
+            _ if settings.chained => Adopted::In(netns.as_ref()),
+            Some(result) if is_others(result, &id) => Adopted::In(netns.as_ref()),
+            _ => Adopted::No,
+        };
+        remove(&agent(&settings), &settings.run_dir, &id, interface)
+            .map_err(|error| error::of_endpoint("DEL", &error))?;
+        // Last: its addresses may be somebody else's from now on.
+        match own_ipam(&settings, &del.config, &del.path)? {
+            Some(ipam) => ipam.del(del),
+            None => Ok(()),
+        }
     }
 
     fn check(&self, arguments: &Check) -> Result<(), Error> {
         let settings: Settings = arguments.config.settings()?;
         let id = endpoint_id(&arguments.attachment())?;
         let netns = open_netns(arguments.netns.as_str())?;
-        let result = &arguments.prev_result;
-        let own = result
-            .interfaces
-            .iter()
-            .position(|interface| {
-                interface.name == arguments.ifname.as_str() && interface.sandbox.is_some()
-            })
-            .ok_or_else(|| {
-                let msg = format!("prevResult has no interface {}", arguments.ifname.as_str());
-                Error::new(Code::INVALID_NETWORK_CONFIG, msg)
-            })?;
-        let is_own = |ip: &&Ip| ip.interface.is_some_and(|place| place as usize == own);
-        let expected = Expected {
-            addresses: result.ips.iter().filter(is_own).map(|ip| ip.address).collect(),
-            mac: result.interfaces[own].mac.as_deref().and_then(|mac| mac.parse().ok()),
+        let expected = expected(arguments, &id)?;
+        let (agent, chained) = (agent(&settings), is_others(&arguments.prev_result, &id));
+        let differences = if chained {
+            check_adopted(&agent, &netns, &id, &expected)
+        } else {
+            check(&agent, &netns, &id, &expected)
         };
-        let differences = check(&agent(&settings), &netns, &id, &expected)
-            .map_err(|error| error::of_endpoint("CHECK", &error))?;
-        if differences.is_empty() {
-            return Ok(());
+        let differences = differences.map_err(|error| error::of_endpoint("CHECK", &error))?;
+        if !differences.is_empty() {
+            let details: Vec<_> = differences.iter().map(ToString::to_string).collect();
+            return Err(Error::new(
+                Code::plugin(error::DIFFERENT),
+                format!("{id} is not as it was made"),
+            )
+            .with_details(details.join("; ")));
         }
-        let details: Vec<_> = differences.iter().map(ToString::to_string).collect();
-        Err(Error::new(Code::plugin(error::DIFFERENT), format!("{id} is not as it was made"))
-            .with_details(details.join("; ")))
+        match own_ipam(&settings, &arguments.config, &arguments.path)? {
+            Some(ipam) if !chained => ipam.check(arguments),
+            _ => Ok(()),
+        }
     }
 
     fn status(&self, status: &Status) -> Result<(), Error> {
@@ -124,48 +141,172 @@ impl Plugin for Podwire {
         let timeouts =
             Timeouts { connect: Duration::from_millis(50), total: Duration::from_millis(90) };
         let agent = Client::with_timeouts(socket_path(&settings.run_dir), timeouts);
-        match agent.status() {
-            Ok(_) => Ok(()),
-            Err(error) => {
-                let msg = "the agent does not answer";
-                Err(Error::new(Code::PLUGIN_NOT_AVAILABLE, msg).with_details(error::details(
-                    msg,
-                    &error,
-                    error.hint(),
-                )))
-            }
+        let node = agent.status().map_err(|error| {
+            let msg = "the agent does not answer";
+            let details = error::details(msg, &error, error.hint());
+            Error::new(Code::PLUGIN_NOT_AVAILABLE, msg).with_details(details)
+        })?;
+        if let Some(problem) = node.problems.iter().find(|one| one.effect == Effect::Certain) {
+            let details = format!("{}; {}", problem.why, problem.fix);
+            let error = Error::new(Code::LIMITED_CONNECTIVITY, problem.what.clone());
+            return Err(error.with_details(details));
+        }
+        if node.endpoints >= u64::from(node.slots) {
+            let msg = format!("all {} places for endpoints are taken", node.slots);
+            return Err(Error::new(Code::PLUGIN_NOT_AVAILABLE, msg)
+                .with_details("start podwired with more --slots"));
+        }
+        match own_ipam(&settings, &status.config, &status.path)? {
+            Some(ipam) => ipam.status(status),
+            None if settings.chained => Ok(()),
+            None => exhausted(&node.pools).map_or(Ok(()), Err),
         }
     }
 
     fn gc(&self, gc: &Gc) -> Result<(), Error> {
         let settings: Settings = gc.config.settings()?;
         let valid = gc.valid_attachments.iter().map(endpoint_id).collect::<Result<Vec<_>, _>>()?;
-        remove_others(&agent(&settings), &settings.run_dir, gc.config.name().as_str(), &valid)
+        let removed = remove_others(&agent(&settings), gc.config.name().as_str(), valid)
             .map(drop)
-            .map_err(|error| error::of_endpoint("GC", &error))
+            .map_err(|error| error::of_endpoint("GC", &error));
+        // Both are tried, whatever became of the other.
+        let released = match own_ipam(&settings, &gc.config, &gc.path)? {
+            Some(ipam) => ipam.gc(gc),
+            None => Ok(()),
+        };
+        removed.and(released)
     }
+}
+
+/// Adopts the interface that plugins before this one have made.
+fn add_chained(
+    add: &Add,
+    settings: &Settings,
+    id: EndpointId,
+    result: &Success,
+) -> Result<Success, Error> {
+    if let Some(mac) = wanted_mac(&add.config, &add.args)? {
+        let msg = format!("MAC {mac}: the interface is made already");
+        return Err(Error::new(Code::UNSUPPORTED_FIELD, msg)
+            .with_details("the plugin that makes the interface chooses its MAC"));
+    }
+    if let Some(ipam) = add.config.ipam_plugin() {
+        let msg = format!("ipam.type {ipam:?}: the interface has its addresses already");
+        return Err(Error::new(Code::UNSUPPORTED_FIELD, msg)
+            .with_details("the plugin that makes the interface has the ipam section"));
+    }
+    let adoption = Adoption {
+        network: Some(add.config.name().as_str().to_owned()),
+        pod: pod(&add.args),
+        addresses: addresses_of(result, &id).map(|ip| ip.address.ip()).collect(),
+        id,
+    };
+    if adoption.addresses.is_empty() {
+        let msg = format!("prevResult has no address of {}", add.ifname.as_str());
+        return Err(Error::new(Code::INVALID_NETWORK_CONFIG, msg));
+    }
+    let netns = open_netns(add.netns.as_str())?;
+    adopt(&agent(settings), &netns, &adoption)
+        .map_err(|error| error::of_endpoint("ADD", &error))?;
+    Ok(result.clone())
+}
+
+fn success(add: &Add, attached: &Attached, dns: Dns) -> Success {
+    let mut success = Success::default();
+    let endpoint = &attached.endpoint;
+    let mut host = Interface::new(&endpoint.host_link);
+    host.mac = Some(endpoint.host_mac.to_string());
+    host.mtu = Some(attached.lease.node.mtu);
+    let mut container = Interface::in_sandbox(add.ifname.as_str(), add.netns.as_str());
+    container.mac = Some(endpoint.mac.to_string());
+    container.mtu = Some(attached.lease.node.mtu);
+    success.interfaces = vec![host, container];
+    for &address in &attached.lease.addresses {
+        let router = attached.lease.node.router;
+        let gateway = match address {
+            IpNetwork::V4(_) => router.v4.map(IpAddr::from),
+            IpNetwork::V6(_) => router.v6.map(IpAddr::from),
+        };
+        let mut ip = Ip::new(address);
+        ip.gateway = gateway;
+        ip.interface = Some(1);
+        success.ips.push(ip);
+        let mut route = Route::new(everything(address.ip()));
+        route.gw = gateway;
+        success.routes.push(route);
+    }
+    success.dns = dns;
+    success
+}
+
+/// What the result of the ADD says of the interface.
+fn expected(check: &Check, id: &EndpointId) -> Result<Expected, Error> {
+    let result = &check.prev_result;
+    let is_own = |one: &&Interface| one.name == id.ifname.as_str() && one.sandbox.is_some();
+    let own = result.interfaces.iter().find(is_own).ok_or_else(|| {
+        let msg = format!("prevResult has no interface {}", id.ifname);
+        Error::new(Code::INVALID_NETWORK_CONFIG, msg)
+    })?;
+    Ok(Expected {
+        addresses: addresses_of(result, id).map(|ip| ip.address).collect(),
+        mac: own.mac.as_deref().and_then(|mac| mac.parse().ok()),
+    })
+}
+
+/// The addresses that a result gives to an interface of the container.
+fn addresses_of<'r>(result: &'r Success, id: &EndpointId) -> impl Iterator<Item = &'r Ip> {
+    let is_own = |one: &Interface| one.name == id.ifname.as_str() && one.sandbox.is_some();
+    let own = result.interfaces.iter().position(is_own);
+    // Before 0.3.0 results had no interfaces, and what they had was the container's.
+    let known = !result.interfaces.is_empty();
+    result.ips.iter().filter(move |ip| match ip.interface {
+        Some(place) => own == Some(place as usize),
+        None => !known,
+    })
+}
+
+/// Whether the interface of a result is another plugin's.
+fn is_others(result: &Success, id: &EndpointId) -> bool {
+    let ours = id.host_link();
+    !result.interfaces.is_empty() && !result.interfaces.iter().any(|one| one.name == ours)
+}
+
+/// The IPAM plugin that the addresses come from, if it is not the agent and not another plugin's.
+fn own_ipam(
+    settings: &Settings,
+    config: &NetworkConfig,
+    path: &[PathBuf],
+) -> Result<Option<Delegate>, Error> {
+    if settings.chained { Ok(None) } else { Delegate::ipam(config, path) }
 }
 
 fn agent(settings: &Settings) -> Client {
     Client::new(socket_path(&settings.run_dir))
 }
 
-/// What a configuration may ask for and does not get must be refused, not passed over.
-fn refuse_unsupported(config: &NetworkConfig, args: &Args) -> Result<(), Error> {
-    let refuse =
-        |what: &str| Err(Error::new(Code::UNSUPPORTED_FIELD, format!("{what} is not supported")));
-    if config.ipam_plugin().is_some() {
-        return refuse("ipam (the agent gives out the addresses)");
+/// A limit for the `bandwidth` plugin announces that it comes after this one.
+fn disciplines(settings: &Settings, config: &NetworkConfig) -> Disciplines {
+    match config.runtime().object.get("bandwidth") {
+        Some(limits) if !limits.is_null() => Disciplines::Others,
+        _ => settings.disciplines,
     }
-    if config.runtime().mac.is_some() {
-        return refuse("runtimeConfig.mac");
+}
+
+/// The `mac` capability; podman passes `--mac-address` on in `CNI_ARGS` as well.
+fn wanted_mac(config: &NetworkConfig, args: &Args) -> Result<Option<MacAddr>, Error> {
+    let (place, code, text) = match (config.runtime().mac.as_deref(), args.value("MAC")) {
+        (Some(text), _) => ("runtimeConfig.mac", Code::INVALID_NETWORK_CONFIG, text),
+        (None, Some(text)) => ("CNI_ARGS: MAC", Code::INVALID_ENVIRONMENT_VARIABLES, text),
+        (None, None) => return Ok(None),
+    };
+    let mac: MacAddr = text
+        .parse()
+        .map_err(|_| Error::new(code, format!("{place} {text:?} is no Ethernet address")))?;
+    if mac.octets()[0] & 1 != 0 || mac.octets() == [0; 6] {
+        let msg = format!("{place} {text:?} is no address of one interface");
+        return Err(Error::new(code, msg));
     }
-    // So podman passes on --mac-address, whatever the configuration's capabilities.
-    if let Some(mac) = args.value("MAC") {
-        let msg = format!("CNI_ARGS: MAC={mac} is not supported");
-        return Err(Error::new(Code::INVALID_ENVIRONMENT_VARIABLES, msg));
-    }
-    Ok(())
+    Ok(Some(mac))
 }
 
 fn wanted_addresses(add: &Add) -> Result<Vec<IpAddr>, Error> {
@@ -178,6 +319,34 @@ fn wanted_addresses(add: &Add) -> Result<Vec<IpAddr>, Error> {
         addresses.push(address);
     }
     Ok(addresses)
+}
+
+/// What a STATUS says when no address of a family is left. Those that rest after their release are
+/// given out when nothing else is.
+fn exhausted(pools: &[PoolUsage]) -> Option<Error> {
+    for is_v4 in [true, false] {
+        let mut of_family = pools.iter().filter(|pool| pool.cidr.is_ipv4() == is_v4).peekable();
+        if of_family.peek().is_none() {
+            continue;
+        }
+        let is_full = |pool: &PoolUsage| {
+            let taken = pool.used.saturating_add(pool.pending).saturating_add(pool.reserved);
+            taken >= pool.size
+        };
+        let (mut cidrs, mut full) = (Vec::new(), true);
+        for pool in of_family {
+            full &= is_full(pool);
+            cidrs.push(pool.cidr.to_string());
+        }
+        if full {
+            let msg = format!("no address is left in {}", cidrs.join(", "));
+            return Some(
+                Error::new(Code::PLUGIN_NOT_AVAILABLE, msg)
+                    .with_details("remove pods, or start podwired with another --pod-cidr"),
+            );
+        }
+    }
+    None
 }
 
 fn pod(args: &Args) -> Option<PodRef> {

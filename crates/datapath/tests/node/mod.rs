@@ -121,6 +121,8 @@ impl Node {
             host_mac: pod.host_mac,
             addresses: pod.both().to_vec(),
             delivery: podwire_datapath::Delivery::Peer,
+            interface: podwire_datapath::Interface::Own,
+            by: podwire_datapath::By::Filter,
         }
     }
 

@@ -1,5 +1,5 @@
 use super::*;
-use podwire_netlink::OperState;
+use podwire_netlink::Address;
 
 const HOST_MAC: MacAddr = MacAddr::new([2, 0, 0, 0, 0, 1]);
 const PEER_MAC: MacAddr = MacAddr::new([2, 0, 0, 0, 0, 2]);
@@ -40,6 +40,25 @@ fn a_pair_is_born_in_place() {
 
     outside.remove_link(link.index).unwrap();
     assert!(inside.find_link(made.peer_index).unwrap().is_none());
+}
+
+#[test]
+#[ignore = "needs root: makes network namespaces and links in them"]
+fn a_pair_is_waited_for_until_it_carries_packets() {
+    let (host, pod) = (Netns::create().unwrap(), Netns::create().unwrap());
+    let (mut outside, mut inside) = (host.netlink().unwrap(), pod.netlink().unwrap());
+    let made = create_veth(&mut outside, &spec(&pod, "pwtest", "eth0")).unwrap();
+    let address: IpAddr = "fd07::2".parse().unwrap();
+    inside.add(&Address::new(made.peer_index, address.into())).unwrap();
+    made.wait_until_usable(&mut outside, &mut inside, Duration::from_secs(60)).unwrap();
+    let local = inside.routes(&RouteFilter::table(TableId::LOCAL)).unwrap();
+    assert!(local.iter().any(|route| route.destination.ip() == address), "{local:?}");
+    assert_eq!(inside.link(made.peer_index).unwrap().state, OperState::UP);
+
+    inside.change_link(&LinkChange::of(made.peer_index).down()).unwrap();
+    let error =
+        made.wait_until_usable(&mut outside, &mut inside, Duration::from_millis(1)).unwrap_err();
+    assert!(error.to_string().contains("pwtest carries nothing: the link is not up"), "{error}");
 }
 
 #[test]
@@ -92,7 +111,7 @@ fn both_ends_may_be_in_one_namespace() {
 #[ignore = "needs root: makes network namespaces and links in them"]
 fn many_pairs_at_a_time() {
     let host = Netns::create().unwrap();
-    std::thread::scope(|scope| {
+    thread::scope(|scope| {
         for worker in 0..4 {
             let host = &host;
             scope.spawn(move || {
