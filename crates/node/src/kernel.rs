@@ -181,9 +181,12 @@ fn tell(row: &Row) -> String {
 #[derive(Debug)]
 pub(crate) struct KernelLinks {
     /// The kernel waits for grace periods when links go, once for all that go together.
-    deletions: Worker<IfIndex, Result<(), Arc<Source>>>,
+    deletions: Worker<IfIndex, Deleted>,
     gone: Arc<Gone>,
 }
+
+/// How a deletion ended, for all links of its batch.
+type Deleted = Result<(), Arc<Source>>;
 
 /// Who waits for which link to be gone.
 ///
@@ -192,7 +195,7 @@ pub(crate) struct KernelLinks {
 /// kernel tells so when nobody finds them any more and a grace period has passed since
 /// (`unregister_netdevice_many_notify`).
 #[derive(Debug, Default)]
-pub(crate) struct Gone(Mutex<HashMap<IfIndex, Sender<Result<(), Arc<Source>>>>>);
+pub(crate) struct Gone(Mutex<HashMap<IfIndex, Sender<Deleted>>>);
 
 impl Gone {
     /// The kernel has told that a link is gone.
@@ -203,7 +206,7 @@ impl Gone {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<IfIndex, Sender<Result<(), Arc<Source>>>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<IfIndex, Sender<Deleted>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
