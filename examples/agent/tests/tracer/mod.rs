@@ -1,0 +1,247 @@
+//! Processes under `ptrace(2)`, killed or made to fail at a system call that matters.
+#![allow(
+    unreachable_pub,
+    clippy::unwrap_used,
+    reason = "a test fails by panicking; its modules are public to it"
+)]
+
+mod effect;
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    fs,
+    sync::{Arc, Mutex, mpsc},
+    thread,
+    time::Duration,
+};
+
+pub use effect::{Effect, Kind};
+use nix::{
+    errno::Errno,
+    libc,
+    sys::{
+        ptrace::{self, Options},
+        signal::{Signal, kill},
+        wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid},
+    },
+    unistd::Pid,
+};
+
+/// What is done to a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// SIGKILL as soon as the call has returned.
+    Kill,
+    /// The call is not executed and returns an error.
+    Fail,
+}
+
+impl Fault {
+    /// Killing is worth it after a step that is seen from outside, failing also where it only asks.
+    fn counts(self, effect: &Effect) -> bool {
+        self == Self::Fail || effect.is_visible()
+    }
+}
+
+/// A process, all threads of it, whose system calls are watched by a thread of ours.
+///
+/// It is not reaped here: whoever has started it may wait for it as ever.
+pub struct Tracer {
+    state: Arc<Mutex<State>>,
+    ended: mpsc::Receiver<()>,
+}
+
+#[derive(Default)]
+struct State {
+    armed: Option<(Fault, usize)>,
+    seen: usize,
+    hit: Option<Effect>,
+    started: Vec<Pid>,
+}
+
+impl Tracer {
+    /// Takes hold of a process, which goes on afterwards.
+    pub fn attach(process: u32) -> Self {
+        let leader = Pid::from_raw(process.try_into().unwrap());
+        let state = Arc::new(Mutex::new(State::default()));
+        let watching = state.clone();
+        let (held, holding) = mpsc::channel();
+        let (end, ended) = mpsc::channel();
+        // Only the thread that has attached may ask. It ends with the process.
+        thread::spawn(move || {
+            let options = Options::PTRACE_O_EXITKILL
+                | Options::PTRACE_O_TRACESYSGOOD
+                | Options::PTRACE_O_TRACECLONE;
+            seize_all(leader, options);
+            held.send(()).unwrap();
+            Watch { leader, state: watching, within: HashMap::new() }.follow();
+            // Nobody waits for it any more if a test has failed.
+            let _ = end.send(());
+        });
+        holding.recv().unwrap();
+        Self { state, ended }
+    }
+
+    /// Does it at the call of this number, counted from now and from one.
+    pub fn arm(&self, fault: Fault, at: usize) {
+        *self.state.lock().unwrap() = State { armed: Some((fault, at)), ..State::default() };
+    }
+
+    /// Whether it was done, and at which call.
+    pub fn disarm(&self) -> Option<Effect> {
+        let mut state = self.state.lock().unwrap();
+        state.armed = None;
+        state.hit.take()
+    }
+
+    /// Waits until the process has ended. Before that its parent must not wait for it: the kernel
+    /// would tell it what is meant for the tracer.
+    pub fn wait(&self) {
+        self.ended.recv_timeout(Duration::from_secs(90)).expect("it ends, and does not hang");
+    }
+
+    /// How many processes that it has started since it was armed and that still run.
+    pub fn orphans(&self) -> usize {
+        let state = self.state.lock().unwrap();
+        state.started.iter().filter(|pid| fs::exists(format!("/proc/{pid}")).unwrap()).count()
+    }
+}
+
+/// Attaches to all threads, also to those that come meanwhile.
+fn seize_all(leader: Pid, options: Options) {
+    let mut held = BTreeSet::new();
+    loop {
+        let entries = fs::read_dir(format!("/proc/{leader}/task")).unwrap();
+        let threads = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let new: Vec<i32> = threads.map(|id| id.parse().unwrap()).collect();
+        let new: Vec<i32> = new.into_iter().filter(|id| held.insert(*id)).collect();
+        if new.is_empty() {
+            return;
+        }
+        for thread in new.into_iter().map(Pid::from_raw) {
+            match ptrace::seize(thread, options) {
+                // It has ended, or the one that made it was held by then and so is it.
+                Err(Errno::ESRCH | Errno::EPERM) => {}
+                seized => seized.and_then(|()| ptrace::interrupt(thread)).unwrap(),
+            }
+        }
+    }
+}
+
+struct Watch {
+    leader: Pid,
+    state: Arc<Mutex<State>>,
+    /// Threads that are in a system call, and what of it is to be done when it returns.
+    within: HashMap<Pid, Option<Return>>,
+}
+
+enum Return {
+    Fail(Errno),
+    /// Counted, and the one at which to kill.
+    Kill(Effect),
+    /// A process was started.
+    Start,
+    Nothing,
+}
+
+impl Watch {
+    fn follow(mut self) {
+        loop {
+            let ours = WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD;
+            let some = WaitPidFlag::WEXITED | WaitPidFlag::WSTOPPED | WaitPidFlag::WNOWAIT | ours;
+            let thread = match waitid(Id::All, some) {
+                Err(Errno::EINTR) => continue,
+                Err(Errno::ECHILD) => return,
+                changed => changed.unwrap().pid().unwrap(),
+            };
+            let ended = thread == self.leader && has_ended(thread);
+            if ended {
+                return;
+            }
+            // The leader's end is for its parent to see.
+            let status = waitpid(thread, Some(ours)).unwrap();
+            let signal = match status {
+                WaitStatus::PtraceSyscall(_) => {
+                    self.at_call(thread);
+                    None
+                }
+                WaitStatus::Stopped(_, signal) => Some(signal),
+                WaitStatus::PtraceEvent(..) => None,
+                _ => {
+                    self.within.remove(&thread);
+                    continue;
+                }
+            };
+            match ptrace::syscall(thread, signal) {
+                Ok(()) | Err(Errno::ESRCH) => {}
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+
+    fn at_call(&mut self, thread: Pid) {
+        // A thread of a process that was killed may be gone at any time.
+        let Ok(registers) = ptrace::getregs(thread) else { return };
+        let Some(end) = self.within.remove(&thread) else {
+            let end = self.at_entry(thread, &registers);
+            if let Some(Return::Fail(_)) = end {
+                let orig_rax = u64::MAX;
+                let _ = ptrace::setregs(thread, libc::user_regs_struct { orig_rax, ..registers });
+            }
+            self.within.insert(thread, end);
+            return;
+        };
+        match end {
+            Some(Return::Fail(errno)) => {
+                let rax = i64::from(-(errno as i32)).cast_unsigned();
+                let _ = ptrace::setregs(thread, libc::user_regs_struct { rax, ..registers });
+            }
+            Some(Return::Kill(effect)) => {
+                if effect.kind == Kind::Start {
+                    self.note_child(&registers);
+                }
+                self.state.lock().unwrap().hit = Some(effect);
+                kill(self.leader, Signal::SIGKILL).unwrap();
+            }
+            Some(Return::Start) => self.note_child(&registers),
+            Some(Return::Nothing) | None => {}
+        }
+    }
+
+    fn note_child(&self, registers: &libc::user_regs_struct) {
+        if let Ok(child @ 1..) = i32::try_from(registers.rax.cast_signed()) {
+            self.state.lock().unwrap().started.push(Pid::from_raw(child));
+        }
+    }
+
+    fn at_entry(&self, thread: Pid, registers: &libc::user_regs_struct) -> Option<Return> {
+        let mut state = self.state.lock().unwrap();
+        let (fault, at) = state.armed?;
+        let effect = Effect::of(thread, registers)?;
+        let otherwise = if effect.kind == Kind::Start { Return::Start } else { Return::Nothing };
+        if state.hit.is_some() || !fault.counts(&effect) {
+            return Some(otherwise);
+        }
+        state.seen += 1;
+        if state.seen != at {
+            return Some(otherwise);
+        }
+        Some(match fault {
+            Fault::Kill => Return::Kill(effect),
+            Fault::Fail => {
+                let errno = effect.errno();
+                state.hit = Some(effect);
+                Return::Fail(errno)
+            }
+        })
+    }
+}
+
+fn has_ended(process: Pid) -> bool {
+    let flags = WaitPidFlag::WEXITED
+        | WaitPidFlag::WNOHANG
+        | WaitPidFlag::WNOWAIT
+        | WaitPidFlag::__WALL
+        | WaitPidFlag::__WNOTHREAD;
+    waitid(Id::Pid(process), flags).unwrap() != WaitStatus::StillAlive
+}
