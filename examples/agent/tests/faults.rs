@@ -13,6 +13,7 @@ use std::{
     fmt::Write as _,
     fs,
     io::{Read as _, Write as _},
+    os::fd::AsRawFd as _,
     path::PathBuf,
     process::{ExitStatus, Stdio},
     sync::atomic::{AtomicUsize, Ordering},
@@ -147,7 +148,9 @@ fn call_with_fault(
         .stdout(Stdio::piped())
         .stderr(Stdio::null());
     let mut child = command.spawn().unwrap();
-    let tracer = Tracer::attach(child.id());
+    let mut answers = child.stdout.take().unwrap();
+    let pipe = fs::read_link(format!("/proc/self/fd/{}", answers.as_raw_fd())).unwrap();
+    let tracer = Tracer::attach(child.id(), Some(pipe));
     tracer.arm(fault, at);
     let mut config = plugin.config().clone();
     if let Some(previous) = previous {
@@ -155,7 +158,7 @@ fn call_with_fault(
     }
     child.stdin.take().unwrap().write_all(config.to_string().as_bytes()).unwrap();
     let mut stdout = String::new();
-    child.stdout.take().unwrap().read_to_string(&mut stdout).unwrap();
+    answers.read_to_string(&mut stdout).unwrap();
     tracer.wait();
     let status = child.wait().unwrap();
     // An IPAM plugin whose caller was killed goes on.
@@ -168,6 +171,8 @@ struct Table {
     what: String,
     text: String,
     points: usize,
+    /// How many of them are steps that others see, and no questions.
+    visible: usize,
 }
 
 /// Points of all tables so far.
@@ -180,20 +185,21 @@ impl Table {
             Fault::Fail => "fails at",
         };
         let what = format!("{subject} {fault} a step of {verb}, {conditions}");
-        Self { what, text: String::new(), points: 0 }
+        Self { what, text: String::new(), points: 0, visible: 0 }
     }
 
     fn row(&mut self, effect: &Effect, answered: &str, result: &str) {
         self.points += 1;
+        self.visible += usize::from(effect.is_visible());
         let name: String = effect.name.chars().take(44).collect();
         writeln!(self.text, "| {:>3} | {name:<44} | {answered:<70} | {result} |", self.points).unwrap();
     }
 
     /// Prints it past the harness, which keeps to itself what tests that pass print.
     fn print(self, least: usize) {
-        let Self { what, text, points } = self;
+        let Self { what, text, points, visible } = self;
         let all = POINTS.fetch_add(points, Ordering::Relaxed) + points;
-        let text = format!("\n| {what}\n{text}| {points} points; {all} in all so far\n");
+        let text = format!("\n| {what}\n{text}| {points} points, {visible} of them seen by others; {all} points in all so far\n");
         std::io::stdout().lock().write_all(text.as_bytes()).unwrap();
         assert!(points >= least, "{what}: {points} points");
     }
@@ -326,7 +332,7 @@ fn sweep_agent(node: &mut Node, verb: &'static str, fault: Fault, conditions: &s
     let ipam = Ipam::Agent;
     let plugin = ipam.plugin(node);
     let mut table = Table::new("agent", verb, fault, conditions);
-    let mut tracer = Tracer::attach(node.agent.pid());
+    let mut tracer = Tracer::attach(node.agent.pid(), None);
     for point in 1.. {
         let pod = node.host.add_pod("a").unwrap();
         let before = node.host.inventory().unwrap();
@@ -342,7 +348,7 @@ fn sweep_agent(node: &mut Node, verb: &'static str, fault: Fault, conditions: &s
         if fault == Fault::Kill && hit.is_some() {
             tracer.wait();
             node.agent.start_again().expect(&at);
-            tracer = Tracer::attach(node.agent.pid());
+            tracer = Tracer::attach(node.agent.pid(), None);
         }
         let mut by_itself = "";
         match (&answer, verb) {

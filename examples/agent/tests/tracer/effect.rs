@@ -1,4 +1,4 @@
-use std::{fs, os::unix::fs::FileExt as _};
+use std::{fs, os::unix::fs::FileExt as _, path::Path};
 
 use nix::{errno::Errno, libc, unistd::Pid};
 
@@ -50,19 +50,19 @@ impl Effect {
     }
 
     /// The call that a thread is about to do.
-    pub(super) fn of(thread: Pid, registers: &libc::user_regs_struct) -> Option<Self> {
+    pub(super) fn of(thread: Pid, registers: &libc::user_regs_struct, answers: Option<&Path>) -> Option<Self> {
         let memory = Memory(thread);
         let [first, second, third] = [registers.rdi, registers.rsi, registers.rdx];
         let named = |kind, name: String| Some(Self { name, kind });
         let file = |verb: &str, path: String| named(Kind::File, format!("{verb} {}", short(&path)));
         match registers.orig_rax.cast_signed() {
             libc::SYS_write | libc::SYS_sendto => {
-                of_bytes(thread, first, &memory.bytes(second, third))
+                of_bytes(&target(thread, first), answers, &memory.bytes(second, third))
             }
-            libc::SYS_writev => of_bytes(thread, first, &memory.gathered(second, third)),
+            libc::SYS_writev => of_bytes(&target(thread, first), answers, &memory.gathered(second, third)),
             libc::SYS_sendmsg => {
                 let parts = memory.word(second + 16);
-                of_bytes(thread, first, &memory.gathered(parts, memory.word(second + 24)))
+                of_bytes(&target(thread, first), answers, &memory.gathered(parts, memory.word(second + 24)))
             }
             libc::SYS_pwrite64 => file("write", target(thread, first)),
             libc::SYS_fsync => file("fsync", target(thread, first)),
@@ -95,20 +95,21 @@ impl Effect {
     }
 }
 
-fn of_bytes(thread: Pid, descriptor: u64, bytes: &[u8]) -> Option<Effect> {
-    let target = target(thread, descriptor);
+fn of_bytes(target: &str, answers: Option<&Path>, bytes: &[u8]) -> Option<Effect> {
     let named = |kind, name: String| Some(Effect { name, kind });
-    if descriptor == 1 && target.starts_with("pipe:") {
-        return named(Kind::Answer, "stdout".into());
+    if target.starts_with("pipe:") {
+        let is_own = Some(Path::new(target)) == answers;
+        let to_plugin = || named(Kind::Message, "configuration to the IPAM plugin".into());
+        return if is_own { named(Kind::Answer, "stdout".into()) } else { to_plugin() };
     }
     if let Some(key) = target.strip_prefix("/proc/sys/") {
         return named(Kind::File, format!("sysctl {}", key.replace('/', ".")));
     }
     if target.starts_with('/') && !target.starts_with("/memfd:") && !target.starts_with("/dev/") {
-        return named(Kind::File, format!("write {}", short(&target)));
+        return named(Kind::File, format!("write {}", short(target)));
     }
     if !target.starts_with("socket:") {
-        // A log, or a thread that wakes another, or a plugin's standard input.
+        // A log, or a thread that wakes another.
         return None;
     }
     if let Some(names) = netlink_messages(bytes) {

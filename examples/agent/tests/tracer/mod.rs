@@ -10,6 +10,7 @@ mod effect;
 use std::{
     collections::{BTreeSet, HashMap},
     fs,
+    path::PathBuf,
     sync::{Arc, Mutex, mpsc},
     thread,
     time::Duration,
@@ -36,13 +37,6 @@ pub enum Fault {
     Fail,
 }
 
-impl Fault {
-    /// Killing is worth it after a step that is seen from outside, failing also where it only asks.
-    fn counts(self, effect: &Effect) -> bool {
-        self == Self::Fail || effect.is_visible()
-    }
-}
-
 /// A process, all threads of it, whose system calls are watched by a thread of ours.
 ///
 /// It is not reaped here: whoever has started it may wait for it as ever.
@@ -60,8 +54,9 @@ struct State {
 }
 
 impl Tracer {
-    /// Takes hold of a process, which goes on afterwards.
-    pub fn attach(process: u32) -> Self {
+    /// Takes hold of a process, which goes on afterwards. What it writes to the pipe of this name, as
+    /// `/proc` shows it, is its answer.
+    pub fn attach(process: u32, answers: Option<PathBuf>) -> Self {
         let leader = Pid::from_raw(process.try_into().unwrap());
         let state = Arc::new(Mutex::new(State::default()));
         let watching = state.clone();
@@ -74,7 +69,7 @@ impl Tracer {
                 | Options::PTRACE_O_TRACECLONE;
             seize_all(leader, options);
             held.send(()).unwrap();
-            Watch { leader, state: watching, within: HashMap::new() }.follow();
+            Watch { leader, answers, state: watching, within: HashMap::new() }.follow();
             // Nobody waits for it any more if a test has failed.
             let _ = end.send(());
         });
@@ -130,6 +125,7 @@ fn seize_all(leader: Pid, options: Options) {
 
 struct Watch {
     leader: Pid,
+    answers: Option<PathBuf>,
     state: Arc<Mutex<State>>,
     /// Threads that are in a system call, and what of it is to be done when it returns.
     within: HashMap<Pid, Option<Return>>,
@@ -149,16 +145,17 @@ impl Watch {
         loop {
             let ours = WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD;
             let some = WaitPidFlag::WEXITED | WaitPidFlag::WSTOPPED | WaitPidFlag::WNOWAIT | ours;
-            let thread = match waitid(Id::All, some) {
+            let status = match waitid(Id::All, some) {
                 Err(Errno::EINTR) => continue,
                 Err(Errno::ECHILD) => return,
-                changed => changed.unwrap().pid().unwrap(),
+                changed => changed.unwrap(),
             };
-            let ended = thread == self.leader && has_ended(thread);
-            if ended {
+            let thread = status.pid().unwrap();
+            let ended = matches!(status, WaitStatus::Exited(..) | WaitStatus::Signaled(..));
+            if ended && thread == self.leader {
+                // It is for its parent to see.
                 return;
             }
-            // The leader's end is for its parent to see.
             let status = waitpid(thread, Some(ours)).unwrap();
             let signal = match status {
                 WaitStatus::PtraceSyscall(_) => {
@@ -217,9 +214,9 @@ impl Watch {
     fn at_entry(&self, thread: Pid, registers: &libc::user_regs_struct) -> Option<Return> {
         let mut state = self.state.lock().unwrap();
         let (fault, at) = state.armed?;
-        let effect = Effect::of(thread, registers)?;
+        let effect = Effect::of(thread, registers, self.answers.as_deref())?;
         let otherwise = if effect.kind == Kind::Start { Return::Start } else { Return::Nothing };
-        if state.hit.is_some() || !fault.counts(&effect) {
+        if state.hit.is_some() {
             return Some(otherwise);
         }
         state.seen += 1;
@@ -235,13 +232,4 @@ impl Watch {
             }
         })
     }
-}
-
-fn has_ended(process: Pid) -> bool {
-    let flags = WaitPidFlag::WEXITED
-        | WaitPidFlag::WNOHANG
-        | WaitPidFlag::WNOWAIT
-        | WaitPidFlag::__WALL
-        | WaitPidFlag::__WNOTHREAD;
-    waitid(Id::Pid(process), flags).unwrap() != WaitStatus::StillAlive
 }
