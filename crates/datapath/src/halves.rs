@@ -122,8 +122,8 @@ mod tests {
             (address("fd00::10"), entry(3, 7)),
         ];
         let mut found = find(&slots, &links, &ipcache);
-        found.addresses.sort();
-        found.missing.sort_by_key(|(address, _)| *address);
+        found.addresses.sort_by_key(|address| IpAddr::from(*address));
+        found.missing.sort_by_key(|(address, _)| IpAddr::from(*address));
         let expected = Halves {
             slots: vec![0],
             links: vec![9],

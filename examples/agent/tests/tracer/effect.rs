@@ -50,7 +50,11 @@ impl Effect {
     }
 
     /// The call that a thread is about to do.
-    pub(super) fn of(thread: Pid, registers: &libc::user_regs_struct, answers: Option<&Path>) -> Option<Self> {
+    pub(super) fn of(
+        thread: Pid,
+        registers: &libc::user_regs_struct,
+        answers: Option<&Path>,
+    ) -> Option<Self> {
         let memory = Memory(thread);
         let [first, second, third] = [registers.rdi, registers.rsi, registers.rdx];
         let named = |kind, name: String| Some(Self { name, kind });
@@ -59,10 +63,16 @@ impl Effect {
             libc::SYS_write | libc::SYS_sendto => {
                 of_bytes(&target(thread, first), answers, &memory.bytes(second, third))
             }
-            libc::SYS_writev => of_bytes(&target(thread, first), answers, &memory.gathered(second, third)),
+            libc::SYS_writev => {
+                of_bytes(&target(thread, first), answers, &memory.gathered(second, third))
+            }
             libc::SYS_sendmsg => {
                 let parts = memory.word(second + 16);
-                of_bytes(&target(thread, first), answers, &memory.gathered(parts, memory.word(second + 24)))
+                of_bytes(
+                    &target(thread, first),
+                    answers,
+                    &memory.gathered(parts, memory.word(second + 24)),
+                )
             }
             libc::SYS_pwrite64 => file("write", target(thread, first)),
             libc::SYS_fsync => file("fsync", target(thread, first)),
@@ -73,7 +83,9 @@ impl Effect {
             libc::SYS_rename => file("rename to", memory.text(second)),
             libc::SYS_mkdirat => file("mkdir", memory.text(second)),
             libc::SYS_unlinkat => file("unlink", memory.text(second)),
-            libc::SYS_renameat | libc::SYS_renameat2 => file("rename to", memory.text(registers.r10)),
+            libc::SYS_renameat | libc::SYS_renameat2 => {
+                file("rename to", memory.text(registers.r10))
+            }
             libc::SYS_openat if third.cast_signed() & i64::from(libc::O_CREAT) != 0 => {
                 file("create", memory.text(second))
             }
@@ -181,8 +193,13 @@ fn target(thread: Pid, descriptor: u64) -> String {
     link.map(|path| path.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
+/// The last part of a path; a note's unfinished file has its writer's number in its name.
 fn short(path: &str) -> &str {
-    path.rsplit('/').next().unwrap_or(path)
+    let name = path.rsplit('/').next().unwrap_or(path);
+    match name.rsplit_once('.') {
+        Some((note, _)) if note.starts_with(".pw") => note,
+        _ => name,
+    }
 }
 
 /// The memory of a stopped thread.

@@ -9,7 +9,7 @@ mod effect;
 
 use std::{
     collections::{BTreeSet, HashMap},
-    fs,
+    fs, mem,
     path::PathBuf,
     sync::{Arc, Mutex, mpsc},
     thread,
@@ -37,6 +37,18 @@ pub enum Fault {
     Fail,
 }
 
+/// A call, told from others of its kind by how many came before: the order in which several threads
+/// come to theirs is another each time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Step {
+    pub effect: Effect,
+    /// From one.
+    pub nth: usize,
+}
+
+/// How many calls of one kind are told at most.
+const OF_A_KIND: usize = 12;
+
 /// A process, all threads of it, whose system calls are watched by a thread of ours.
 ///
 /// It is not reaped here: whoever has started it may wait for it as ever.
@@ -47,9 +59,11 @@ pub struct Tracer {
 
 #[derive(Default)]
 struct State {
-    armed: Option<(Fault, usize)>,
-    seen: usize,
-    hit: Option<Effect>,
+    /// Calls are only looked at while it is.
+    watching: bool,
+    fault: Option<(Fault, Step)>,
+    seen: Vec<Step>,
+    hit: bool,
     started: Vec<Pid>,
 }
 
@@ -77,16 +91,18 @@ impl Tracer {
         Self { state, ended }
     }
 
-    /// Does it at the call of this number, counted from now and from one.
-    pub fn arm(&self, fault: Fault, at: usize) {
-        *self.state.lock().unwrap() = State { armed: Some((fault, at)), ..State::default() };
+    /// Watches calls from now on, and does it at this one.
+    pub fn arm(&self, fault: Option<(Fault, Step)>) {
+        *self.state.lock().unwrap() = State { watching: true, fault, ..State::default() };
     }
 
-    /// Whether it was done, and at which call.
-    pub fn disarm(&self) -> Option<Effect> {
+    /// Ends that: the calls that were seen, and whether the fault was among them. Of one that is
+    /// repeated again and again, as when something is waited for, the first few are told.
+    pub fn disarm(&self) -> (Vec<Step>, bool) {
         let mut state = self.state.lock().unwrap();
-        state.armed = None;
-        state.hit.take()
+        state.watching = false;
+        let steps = mem::take(&mut state.seen);
+        (steps.into_iter().filter(|step| step.nth <= OF_A_KIND).collect(), state.hit)
     }
 
     /// Waits until the process has ended. Before that its parent must not wait for it: the kernel
@@ -133,11 +149,11 @@ struct Watch {
 
 enum Return {
     Fail(Errno),
-    /// Counted, and the one at which to kill.
-    Kill(Effect),
+    Kill {
+        starts: bool,
+    },
     /// A process was started.
     Start,
-    Nothing,
 }
 
 impl Watch {
@@ -193,15 +209,15 @@ impl Watch {
                 let rax = i64::from(-(errno as i32)).cast_unsigned();
                 let _ = ptrace::setregs(thread, libc::user_regs_struct { rax, ..registers });
             }
-            Some(Return::Kill(effect)) => {
-                if effect.kind == Kind::Start {
+            Some(Return::Kill { starts }) => {
+                if starts {
                     self.note_child(&registers);
                 }
-                self.state.lock().unwrap().hit = Some(effect);
+                self.state.lock().unwrap().hit = true;
                 kill(self.leader, Signal::SIGKILL).unwrap();
             }
             Some(Return::Start) => self.note_child(&registers),
-            Some(Return::Nothing) | None => {}
+            None => {}
         }
     }
 
@@ -213,23 +229,21 @@ impl Watch {
 
     fn at_entry(&self, thread: Pid, registers: &libc::user_regs_struct) -> Option<Return> {
         let mut state = self.state.lock().unwrap();
-        let (fault, at) = state.armed?;
+        if !state.watching {
+            return None;
+        }
         let effect = Effect::of(thread, registers, self.answers.as_deref())?;
-        let otherwise = if effect.kind == Kind::Start { Return::Start } else { Return::Nothing };
-        if state.hit.is_some() {
-            return Some(otherwise);
-        }
-        state.seen += 1;
-        if state.seen != at {
-            return Some(otherwise);
-        }
-        Some(match fault {
-            Fault::Kill => Return::Kill(effect),
-            Fault::Fail => {
-                let errno = effect.errno();
-                state.hit = Some(effect);
-                Return::Fail(errno)
+        let starts = effect.kind == Kind::Start;
+        let nth = state.seen.iter().filter(|step| step.effect == effect).count() + 1;
+        let step = Step { effect, nth };
+        state.seen.push(step.clone());
+        match &state.fault {
+            Some((Fault::Kill, at)) if *at == step => Some(Return::Kill { starts }),
+            Some((Fault::Fail, at)) if *at == step => {
+                state.hit = true;
+                Some(Return::Fail(step.effect.errno()))
             }
-        })
+            _ => starts.then_some(Return::Start),
+        }
     }
 }
