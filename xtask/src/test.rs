@@ -274,6 +274,8 @@ impl<'a> Runner<'a> {
             print!("{output}");
         } else if passed + ignored + skipped > 0 {
             report::good(&line);
+            // A test may tell in a table what it has tried.
+            output.lines().filter(|line| line.starts_with("| ")).for_each(report::note);
         }
         for name in without_reason {
             report::bad(&format!("{}: {name} is ignored without a reason", test.name));

@@ -16,6 +16,7 @@ use crate::{
     OBJECT,
     attach::{Attach, By},
     error::{Error, Result},
+    halves,
     slots::{FreeSlots, empty_generation, taken_generation},
     tables::{Tables, maps_folder},
 };
@@ -124,7 +125,8 @@ struct Writer {
 
 impl Datapath {
     /// Opens the pinned maps, or makes them, and loads the programs. What is attached already goes
-    /// on with the programs it has until it is attached again.
+    /// on with the programs it has until it is attached again. What a writer that was killed has left
+    /// there by half is removed.
     ///
     /// # Errors
     ///
@@ -150,6 +152,10 @@ impl Datapath {
             flow_senders: object.map(map::FLOW_SENDERS)?,
             metrics: object.map(map::METRICS)?,
         };
+        if halves::mend(&tables)? {
+            // Their addresses may be somebody else's from now on.
+            grace_period()?;
+        }
         tables.note_flow_senders()?;
         let free = FreeSlots::of(&tables.slots.values()?);
         let mode = options.attach.resolve()?;
@@ -382,13 +388,14 @@ impl Datapath {
         Ok(())
     }
 
-    /// Removes what leads to the slot first, then the slot.
+    /// Removes the addresses that lead to the slot first, then the slot, which is found by the link
+    /// until the end: after a failure it can be repeated.
     fn erase(&self, writer: &mut Writer, ifindex: u32, number: u32) -> Result<()> {
         let slot = self.tables.slots.get(number)?;
         self.remove_addresses(number, &slot)?;
-        self.tables.links.remove(&ifindex)?;
         let empty = Slot { generation: empty_generation(slot.generation), ..Slot::default() };
         self.tables.slots.set(number, &empty)?;
+        self.tables.links.remove(&ifindex)?;
         writer.free.give_back(number);
         Ok(())
     }

@@ -4,6 +4,7 @@
 mod attach;
 mod datapath;
 mod error;
+mod halves;
 mod slots;
 mod tables;
 

@@ -76,12 +76,21 @@ pub fn attach(agent: &Client, netns: &Netns, attachment: &Attachment) -> Result<
     if !free {
         return Err(Error::NameTaken { id: id.clone() });
     }
-    let lease = agent.lease(&LeaseRequest {
+    let leased = agent.lease(&LeaseRequest {
         id: id.clone(),
         pod: attachment.pod.clone(),
         network: attachment.network.clone(),
         addresses: attachment.addresses.clone(),
         others: attachment.others,
+    });
+    let lease = leased.inspect_err(|error| {
+        if matches!(
+            error,
+            podwire_api::Error::NoAnswer { .. } | podwire_api::Error::Malformed { .. }
+        ) {
+            // The agent may have acted. If it is silent now as well, the lease expires by itself.
+            let _ = agent.release(id);
+        }
     })?;
     let attached = wire_over(&mut sockets, id, netns, &lease, attachment.mac).and_then(|wired| {
         let endpoint = agent.create_endpoint(id, &request(attachment, &wired, &lease))?;

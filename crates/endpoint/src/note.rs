@@ -33,13 +33,26 @@ fn write(folder: &Path, path: &Path, id: &EndpointId) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
     // The process id keeps two DELs of one endpoint apart; a leading dot keeps agents from it.
     let aside = folder.join(format!(".{}.{}", id.host_link(), std::process::id()));
+    let written = write_aside(&aside, id).and_then(|locked| {
+        fs::rename(&aside, path)?;
+        drop(locked);
+        File::open(folder)?.sync_all()
+    });
+    written.inspect_err(|_| {
+        // The first error tells what is wrong; what stays is found by the next agent.
+        let _ = fs::remove_file(&aside);
+    })
+}
+
+/// Writes a note under the name it has until it is whole. Meanwhile it is locked: one that nobody
+/// has locked was left by a writer that was killed, and agents remove it.
+fn write_aside(aside: &Path, id: &EndpointId) -> io::Result<File> {
     let mut file =
-        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&aside)?;
-    serde_json::to_writer(&mut file, id)?;
-    file.flush()?;
+        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(aside)?;
+    file.lock()?;
+    file.write_all(&serde_json::to_vec(id)?)?;
     file.sync_all()?;
-    fs::rename(&aside, path)?;
-    File::open(folder)?.sync_all()
+    Ok(file)
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use podwire_api::{
 use podwire_ipam::{Addresses, Allocator, Family, Owner, Request, Time};
 
 use crate::error::Source;
+use crate::reconcile::is_unfinished;
 use crate::seam::{Datapath, Link, Links, Row};
 use crate::store::Store;
 use crate::turns::Turns;
@@ -33,7 +34,7 @@ pub(crate) struct Node {
     /// Endpoints whose programs were attached in the way that costs least, or by an earlier agent,
     /// and are to be attached for good when there is time.
     provisional: Mutex<BTreeSet<EndpointId>>,
-    /// For which networks pending leases were asked for.
+    /// For which networks leases and endpoints were asked for that are no endpoints yet.
     asked: Mutex<BTreeMap<EndpointId, String>>,
     /// When something was last asked for that touches the kernel.
     busy: Mutex<Instant>,
@@ -124,7 +125,22 @@ impl Node {
         self.touch();
         let _turn = self.turns.take(id);
         let addresses = check_request(id, request)?;
+        // From the first request to the record an endpoint is never unknown to garbage collection,
+        // which then waits for its turn.
+        if let Some(network) = &request.network {
+            self.asked().insert(id.clone(), network.clone());
+        }
+        let endpoint = self.create_in_turn(id, request, addresses)?;
         self.asked().remove(id);
+        Ok(endpoint)
+    }
+
+    fn create_in_turn(
+        &self,
+        id: &EndpointId,
+        request: &EndpointRequest,
+        addresses: Addresses,
+    ) -> Result<Endpoint, Error> {
         let link = self.links.find(&request.host_link).map_err(look_up(&request.host_link))?;
         check_link(&self.config, id, request, link.as_ref())?;
         if let Some(present) = self.endpoint(id) {
@@ -357,16 +373,17 @@ impl Node {
     }
 
     /// Removes what belongs to `network` and is not valid: endpoints, pending leases, and links of
-    /// ADDs that were killed, which say no network; those of an ADD under way have a lease. Gives
-    /// what was removed and what could not be.
+    /// ADDs that were killed, finished or not, which say no network; those of an ADD under way have a
+    /// lease. Gives what was removed and what could not be.
     pub(crate) fn collect(
         &self,
         network: &str,
         valid: &BTreeSet<EndpointId>,
     ) -> (Vec<EndpointId>, Vec<Error>) {
         let is_doomed = |id: &EndpointId| !valid.contains(id);
-        let endpoints = self.list();
+        // In this order: what is no longer asked for by then is an endpoint.
         let leased = self.asked().clone();
+        let endpoints = self.list();
         let of_network = |one: &&Endpoint| one.network.as_deref() == Some(network);
         let mut doomed: BTreeSet<EndpointId> =
             endpoints.iter().filter(of_network).map(|one| one.id.clone()).collect();
@@ -374,16 +391,19 @@ impl Node {
             .extend(leased.iter().filter(|(_, asked)| *asked == network).map(|(id, _)| id.clone()));
         let mut failed = Vec::new();
         match self.links.all() {
-            Ok(links) => doomed.extend(links.iter().filter_map(|link| {
-                let mark = link.alias.as_deref()?.parse().ok()?;
-                let (Mark::Endpoint { node, id } | Mark::Chained { node, id }) = mark else {
-                    return None;
-                };
-                let stray = node == self.config.name
-                    && self.endpoint(&id).is_none()
-                    && self.allocator().lease(&owner(&id)).is_none();
-                stray.then_some(id)
-            })),
+            Ok(links) => {
+                failed.extend(self.clear_unfinished(&links));
+                doomed.extend(links.iter().filter_map(|link| {
+                    let mark = link.alias.as_deref()?.parse().ok()?;
+                    let (Mark::Endpoint { node, id } | Mark::Chained { node, id }) = mark else {
+                        return None;
+                    };
+                    let stray = node == self.config.name
+                        && self.endpoint(&id).is_none()
+                        && self.allocator().lease(&owner(&id)).is_none();
+                    stray.then_some(id)
+                }));
+            }
             Err(source) => failed.push(look_at("the links")(source)),
         }
         doomed.retain(is_doomed);
@@ -404,6 +424,21 @@ impl Node {
             }
         }
         (removed, failed)
+    }
+
+    /// Deletes host links that were born but never got their mark, and have no lease: an ADD leases
+    /// before it makes the link. Those with a lease go with it.
+    fn clear_unfinished(&self, links: &[Link]) -> Vec<Error> {
+        let leased: HashSet<String> =
+            self.leases().iter().map(|lease| lease.id.host_link()).collect();
+        let strays =
+            links.iter().filter(|link| is_unfinished(link) && !leased.contains(&link.name));
+        let failures = strays.filter_map(|link| {
+            let source = self.links.delete(link.index).err()?;
+            let object = link.name.clone();
+            Some(Error::Kernel { operation: "delete link", object, source })
+        });
+        failures.collect()
     }
 
     /// Removes an endpoint, and the mark from a link that was adopted for one that never came to be.
@@ -595,13 +630,13 @@ impl Node {
         })
     }
 
-    /// Deletes the host link of `id`, if one stands that bears its mark.
+    /// Deletes the host link of `id`, if one stands that bears its mark, or was born and never got it.
     fn delete_link(&self, id: &EndpointId) -> Result<bool, Error> {
         let name = id.host_link();
         let Some(link) = self.links.find(&name).map_err(look_up(&name))? else {
             return Ok(false);
         };
-        if !bears_mark(&self.config, id, &link) {
+        if !bears_mark(&self.config, id, &link) && !is_unfinished(&link) {
             return Ok(false);
         }
         self.links.delete(link.index).map_err(|source| Error::Kernel {
@@ -809,6 +844,7 @@ fn unmap(id: &EndpointId) -> impl FnOnce(Source) -> Error + use<> {
 mod tests {
     use podwire_api::{Disciplines, ErrorCode};
     use podwire_ipam::PoolConfig;
+    use podwire_netns::UNFINISHED_GROUP;
 
     use super::*;
     use crate::memory::{MemoryDatapath, MemoryLinks};
@@ -1174,6 +1210,25 @@ mod tests {
         let leased: Vec<_> = bench.node.leases().into_iter().map(|lease| lease.id).collect();
         assert_eq!(leased, ["kept", "others"].map(id));
         assert_eq!(bench.links.all().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn collection_removes_links_that_never_got_their_mark() {
+        let bench = bench();
+        for (name, index) in [("leased", 7), ("stray", 8)] {
+            bench.plug(name, index);
+            let link = bench.links.find(&id(name).host_link()).unwrap().unwrap();
+            bench.links.insert(Link { alias: None, group: UNFINISHED_GROUP, ..link });
+        }
+        bench.lease_in("leased", "podnet");
+        let (removed, failed) = bench.node.collect("other", &BTreeSet::new());
+        assert!(removed.is_empty() && failed.is_empty(), "{removed:?}, {failed:?}");
+        let left = bench.links.all().unwrap();
+        assert_eq!(left.iter().map(|link| link.index).collect::<Vec<_>>(), [7]);
+        let (removed, failed) = bench.node.collect("podnet", &BTreeSet::new());
+        assert!(failed.is_empty(), "{failed:?}");
+        assert_eq!(removed, [id("leased")]);
+        assert!(bench.is_empty());
     }
 
     #[test]

@@ -22,7 +22,7 @@ pub(crate) struct Notes {
 }
 
 /// Reads the notes. A file that is no note is left alone and told, but one whose name starts with
-/// a dot is the plugin's unfinished writing.
+/// a dot is a plugin's unfinished writing, which is removed if its writer was killed.
 pub(crate) fn read(folder: &Path) -> Result<Notes, Error> {
     let mut found = Notes::default();
     let failed = |operation, path: &Path| {
@@ -33,6 +33,9 @@ pub(crate) fn read(folder: &Path) -> Result<Notes, Error> {
         let path = entry.map_err(failed("list", folder))?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         if name.starts_with('.') {
+            if name.starts_with(".pw") && is_abandoned(&path).map_err(failed("look at", &path))? {
+                remove_file(&path)?;
+            }
             continue;
         }
         match parse(&path).map_err(failed("read", &path))? {
@@ -48,19 +51,42 @@ pub(crate) fn read(folder: &Path) -> Result<Notes, Error> {
 /// Removes notes that have been honoured.
 pub(crate) fn remove(folder: &Path, notes: &[Note]) -> Result<(), Error> {
     for note in notes {
-        match fs::remove_file(&note.path) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                let path = note.path.clone();
-                return Err(Error::Folder { operation: "remove", path, source });
-            }
-            _ => {}
-        }
+        remove_file(&note.path)?;
     }
     folder::sync(folder).map_err(|source| Error::Folder {
         operation: "sync",
         path: folder.to_owned(),
         source,
     })
+}
+
+fn remove_file(path: &Path) -> Result<(), Error> {
+    match fs::remove_file(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(Error::Folder { operation: "remove", path: path.to_owned(), source })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether nobody has an unfinished note locked: its writer does so as long as it lives. One that is
+/// just about to is told by its rename that the file is gone, and its runtime repeats the DEL.
+fn is_abandoned(path: &Path) -> io::Result<bool> {
+    let flags = nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK;
+    let file = match fs::OpenOptions::new().read(true).custom_flags(flags).open(path) {
+        Ok(file) => file,
+        Err(error) if error.raw_os_error() == Some(nix::libc::ELOOP) => return Ok(false),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    if !file.metadata()?.is_file() {
+        return Ok(false);
+    }
+    match file.try_lock() {
+        Ok(()) => Ok(true),
+        Err(fs::TryLockError::WouldBlock) => Ok(false),
+        Err(fs::TryLockError::Error(error)) => Err(error),
+    }
 }
 
 fn parse(path: &Path) -> io::Result<Option<EndpointId>> {
@@ -88,7 +114,11 @@ mod tests {
         let id = EndpointId::new("c1", "eth0").unwrap();
         let path = folder.path().join(id.host_link());
         fs::write(&path, r#"{"container_id":"c1","ifname":"eth0"}"#).unwrap();
-        fs::write(folder.path().join(".tmp"), "half").unwrap();
+        fs::write(folder.path().join(".tmp"), "of somebody else").unwrap();
+        let half = |name| fs::File::create(folder.path().join(name)).unwrap();
+        let under_way = half(".pwaaaaaaaaaaaaa.7");
+        under_way.lock().unwrap();
+        drop(half(".pwaaaaaaaaaaaaa.8"));
         fs::write(
             folder.path().join("pwaaaaaaaaaaaaa"),
             r#"{"container_id":"c1","ifname":"eth0"}"#,
@@ -104,6 +134,9 @@ mod tests {
             found.strangers.iter().filter_map(|path| path.file_name()?.to_str()).collect();
         assert_eq!(strangers, ["README", "link", "pwaaaaaaaaaaaaa", "sub"]);
 
+        let is_there = |name| folder.path().join(name).exists();
+        assert!(is_there(".tmp") && is_there(".pwaaaaaaaaaaaaa.7"));
+        assert!(!is_there(".pwaaaaaaaaaaaaa.8"));
         remove(folder.path(), &found.notes).unwrap();
         assert!(!path.exists());
         remove(folder.path(), &found.notes).unwrap();

@@ -88,8 +88,22 @@ impl Store {
             .map_err(failure("write the node's name and boot id", path))?;
 
         let write = failure("write endpoints", path);
-        let worker = Worker::start("podwire-store", move |changes| {
-            commit(&database, &changes).map_err(|source| Arc::new(write(source)))
+        let (reopened, mut database) = (path.to_owned(), Some(database));
+        let worker = Worker::start("podwire-store", move |changes: Vec<Change>| {
+            let open = match database.take() {
+                Some(open) => open,
+                None => open_database(&reopened).map_err(Arc::new)?,
+            };
+            let committed = commit(&open, &changes).map_err(|source| Arc::new(write(source)));
+            database = match &committed {
+                Ok(()) => Some(open),
+                // After an error of the disk redb does nothing any more until it is opened again.
+                Err(_) => {
+                    drop(open);
+                    open_database(&reopened).ok()
+                }
+            };
+            committed
         })
         .map_err(|source| Error::Folder {
             operation: "start a thread for",

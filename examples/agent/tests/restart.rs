@@ -9,29 +9,18 @@ use std::{
     collections::BTreeSet,
     fs,
     net::{IpAddr, SocketAddr},
-    path::PathBuf,
-    process::Stdio,
     time::Duration,
 };
 
-use nix::{
-    libc,
-    sys::{
-        ptrace,
-        wait::{WaitStatus, waitpid},
-    },
-    unistd::Pid,
-};
-use node::{MODES, Node, TestPod, attachment, config, until};
+use node::{MODES, Node, TestPod, attachment, until};
 use podwire_api::{Client, EndpointId, host_link_name};
 use podwire_bpf::{IfIndex, tcx_programs};
 use podwire_lab::{
-    Attachment, Host, Pod, binary, interface,
+    Attachment, Host, interface,
     probe::{EchoReceiver, Ping, RunningPing, TcpEcho, TcpTransfer},
 };
 use podwire_netlink::{Birth, Direction, IfName, Link, LinkChange, Netlink, NewLink, tc};
 use podwire_netns::UNFINISHED_GROUP;
-use serde_json::Value;
 
 const ROUTER: [&str; 2] = ["10.1.0.1", "fd00:1::1"];
 const NOTES: &str = "/run/podwire/pending-del";
@@ -464,151 +453,4 @@ fn a_link_without_its_alias_yet_is_cleared_away() {
         node.host.remove_pod_netns("a").unwrap();
         node.assert_clean();
     }
-}
-
-/// How far a plugin got.
-#[derive(Debug, PartialEq, Eq)]
-enum Fate {
-    Killed,
-    Finished,
-}
-
-/// System calls by which a plugin changes anything outside of itself.
-const EFFECTS: [libc::c_long; 5] =
-    [libc::SYS_connect, libc::SYS_sendto, libc::SYS_sendmsg, libc::SYS_write, libc::SYS_writev];
-
-/// Calls ADD and kills the plugin with SIGKILL as soon as it has returned from so many system calls
-/// that have an effect.
-///
-/// The plugin is blocked reading its configuration when it is caught, so that nothing is missed.
-#[expect(clippy::zombie_processes, reason = "waited for by its number, as a tracer does")]
-fn add_killed_after(node: &Node, pod: &Pod, effects: usize) -> Fate {
-    let mut command = node.host.command(binary("podwire-cni").unwrap());
-    let attachment = attachment(pod);
-    command
-        .env_clear()
-        .env("CNI_COMMAND", "ADD")
-        .env("CNI_CONTAINERID", attachment.container_id)
-        .env("CNI_NETNS", attachment.netns)
-        .env("CNI_IFNAME", attachment.ifname)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
-    let mut child = command.spawn().unwrap();
-    let process = Pid::from_raw(child.id().try_into().unwrap());
-    let options = ptrace::Options::PTRACE_O_EXITKILL | ptrace::Options::PTRACE_O_TRACESYSGOOD;
-    ptrace::seize(process, options).unwrap();
-    ptrace::interrupt(process).unwrap();
-    let mut configuration = child.stdin.take();
-    let (mut left, mut within) = (effects, None);
-    loop {
-        match waitpid(process, None).unwrap() {
-            WaitStatus::Exited(..) => return Fate::Finished,
-            WaitStatus::PtraceSyscall(_) if within.take().is_some() => left -= 1,
-            WaitStatus::PtraceSyscall(_) => {
-                within = current_call(process).filter(|call| EFFECTS.contains(call));
-            }
-            WaitStatus::PtraceEvent(..) | WaitStatus::Stopped(..) => {}
-            other => panic!("{other:?}"),
-        }
-        if left == 0 && within.is_none() {
-            child.kill().unwrap();
-            let ended = waitpid(process, None).unwrap();
-            assert!(matches!(ended, WaitStatus::Signaled(..)), "{ended:?}");
-            return Fate::Killed;
-        }
-        if let Some(mut pipe) = configuration.take() {
-            std::io::Write::write_all(&mut pipe, config().to_string().as_bytes()).unwrap();
-        }
-        ptrace::syscall(process, None).unwrap();
-    }
-}
-
-/// The number of the system call that a stopped process is in.
-fn current_call(process: Pid) -> Option<libc::c_long> {
-    let text = fs::read_to_string(format!("/proc/{process}/syscall")).unwrap();
-    text.split(' ').next()?.parse().ok()
-}
-
-/// Kills plugins at every point of ADD, and clears away after each in one way.
-fn kill_everywhere(node: &mut Node, clear: fn(&mut Node, &Pod)) {
-    let mut killed = 0;
-    for effects in 0.. {
-        let pod = node.host.add_pod("a").unwrap();
-        let fate = add_killed_after(node, &pod, effects);
-        clear(node, &pod);
-        assert_eq!(pod.run(interface::names).unwrap(), ["lo"], "after {effects} effects");
-        node.host.remove_pod_netns("a").unwrap();
-        node.assert_clean();
-        match fate {
-            Fate::Killed => killed += 1,
-            Fate::Finished => break,
-        }
-    }
-    println!("killed at {killed} points");
-    assert!(killed > 5, "killed at {killed} points");
-}
-
-#[test]
-#[ignore = "needs root: a node in namespaces of its own, plugins under ptrace"]
-fn a_plugin_killed_at_any_point_of_add_leaves_nothing_after_del() {
-    for mode in MODES {
-        println!("--attach {mode}");
-        let mut node = Node::start_with(&["--attach", mode]);
-        kill_everywhere(&mut node, |node, pod| {
-            node.plugin.del(&attachment(pod), None).unwrap();
-        });
-    }
-}
-
-#[test]
-#[ignore = "needs root: a node in namespaces of its own, plugins under ptrace"]
-fn a_plugin_killed_at_any_point_of_add_is_no_obstacle_to_the_next() {
-    let mut node = Node::start();
-    kill_everywhere(&mut node, |node, pod| {
-        // If the agent has been told of the endpoint it stands, and only DEL removes it.
-        let again = match node.plugin.add(&attachment(pod)) {
-            Err(error) if error.cni_code() == Some(102) => {
-                node.plugin.del(&attachment(pod), None).unwrap();
-                node.plugin.add(&attachment(pod)).unwrap()
-            }
-            again => again.unwrap(),
-        };
-        node.plugin.check(&attachment(pod), &again).unwrap();
-        let report = pod.run(|| Ping::new(ROUTER[0].parse().unwrap()).run()).unwrap();
-        assert!(report.is_complete(), "{report}");
-        node.plugin.del(&attachment(pod), Some(&again)).unwrap();
-    });
-}
-
-#[test]
-#[ignore = "needs root: a node in namespaces of its own, plugins under ptrace"]
-fn a_plugin_killed_at_any_point_of_add_leaves_nothing_after_a_restart() {
-    let mut node = Node::start();
-    kill_everywhere(&mut node, |node, pod| {
-        node.agent.kill().unwrap();
-        node.agent.start_again().unwrap();
-        // Either all of it was recorded, and only DEL removes it, or nothing is left.
-        let endpoints = node.ask(Client::endpoints);
-        if let [endpoint] = &endpoints[..] {
-            assert_eq!(endpoint.host_link, host_link_name("a-container", "eth0"));
-            assert_eq!(node.ask(Client::leases).len(), 1);
-            assert_eq!(node.tables().endpoints().unwrap().len(), 1);
-            node.plugin.del(&attachment(pod), None).unwrap();
-        }
-        assert_eq!(pod.run(interface::names).unwrap(), ["lo"]);
-    });
-}
-
-#[test]
-#[ignore = "needs root: a node in namespaces of its own, plugins under ptrace"]
-fn a_plugin_killed_in_add_leaves_nothing_after_del_without_an_agent() {
-    let mut node = Node::start();
-    kill_everywhere(&mut node, |node, pod| {
-        node.agent.kill().unwrap();
-        let gone = Attachment { netns: PathBuf::new(), ..attachment(pod) };
-        node.plugin.del(&gone, None::<&Value>).unwrap();
-        assert_eq!(pod.run(interface::names).unwrap(), ["lo"]);
-        node.agent.start_again().unwrap();
-    });
 }
