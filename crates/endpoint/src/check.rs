@@ -55,7 +55,9 @@ pub fn check(
     }
     if let Some(peer) = &peer {
         check_interface(&mut findings, id, peer, host.as_ref(), &host_name, expected);
-        check_container(&mut findings, &mut sockets, id, peer.index, &config, expected)?;
+        let gateway_mac = host.as_ref().and_then(|host| host.mac);
+        let container = Container { index: peer.index, gateway_mac };
+        check_container(&mut findings, &mut sockets, id, container, &config, expected)?;
     } else {
         findings.missing(id.ifname.as_str(), "the container's interface");
     }
@@ -153,11 +155,18 @@ fn check_agent(
     Ok(())
 }
 
+/// The container's interface, and the MAC that its gateway must have.
+#[derive(Clone, Copy)]
+struct Container {
+    index: IfIndex,
+    gateway_mac: Option<MacAddr>,
+}
+
 fn check_container(
     findings: &mut Findings,
     sockets: &mut Sockets,
     id: &EndpointId,
-    index: IfIndex,
+    Container { index, gateway_mac }: Container,
     config: &AgentConfig,
     expected: &Expected,
 ) -> Result<()> {
@@ -178,9 +187,15 @@ fn check_container(
             findings.expect(ifname, &text, there, || "no such route".into());
         }
         let neighbour = neighbours.iter().find(|neighbour| neighbour.address == gateway);
-        let there = neighbour.is_some_and(|n| n.state == NeighbourState::PERMANENT);
-        findings.expect(ifname, &format!("permanent neighbour {gateway}"), there, || {
-            neighbour.map_or("no such neighbour".into(), |n| format!("state {:?}", n.state))
+        let there = neighbour.is_some_and(|n| {
+            n.state == NeighbourState::PERMANENT && (gateway_mac.is_none() || n.mac == gateway_mac)
+        });
+        let at = gateway_mac.map_or(String::new(), |mac| format!(" at {mac}"));
+        findings.expect(ifname, &format!("permanent neighbour {gateway}{at}"), there, || {
+            neighbour.map_or("no such neighbour".into(), |n| {
+                let mac = n.mac.map_or("none".into(), |mac| mac.to_string());
+                format!("MAC {mac}, state {:?}", n.state)
+            })
         });
     }
     Ok(())

@@ -446,6 +446,14 @@ impl Node {
         self.endpoints().len()
     }
 
+    /// Endpoints that send by their own host link into the stack.
+    pub(crate) fn count_by_link(&self) -> usize {
+        let by_link = |one: &&Endpoint| {
+            one.interface == Interface::Own && one.delivery == Delivery::Stack
+        };
+        self.endpoints().values().filter(by_link).count()
+    }
+
     /// All leases, sorted by owner.
     pub(crate) fn leases(&self) -> Vec<Lease> {
         let mut leases: Vec<Lease> = self.allocator().leases().filter_map(api_lease).collect();
