@@ -448,9 +448,8 @@ impl Node {
 
     /// Endpoints that send by their own host link into the stack.
     pub(crate) fn count_by_link(&self) -> usize {
-        let by_link = |one: &&Endpoint| {
-            one.interface == Interface::Own && one.delivery == Delivery::Stack
-        };
+        let by_link =
+            |one: &&Endpoint| one.interface == Interface::Own && one.delivery == Delivery::Stack;
         self.endpoints().values().filter(by_link).count()
     }
 

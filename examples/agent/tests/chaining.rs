@@ -19,6 +19,7 @@ use network::{
 };
 use node::{Node, TestPod, until};
 use podwire_api::{Client, Delivery, Interface};
+use podwire_cni::{SpecVersion, types::Success};
 use podwire_datapath::abi::{Hook, Reason};
 use podwire_lab::{
     Host, Pod, interface,
@@ -91,9 +92,9 @@ fn portmap_publishes_a_port_to_node_and_pods() {
         assert!(transfer(Place::Node(&node.host), published), "{published} from the node");
         assert!(transfer(Place::Pod(&client.pod), echo.address()), "without the mapping");
     }
-    for member in [&server, &client] {
-        net.check(member).unwrap();
-    }
+    // By itself: portmap 1.1.1 looks for the rules of each family in the tables of both.
+    net.plugin(0).check(&server.attachment(), &server.result_json(&net)).unwrap();
+    net.check(&client).unwrap();
     assert_eq!(node.drops(), [] as [&str; 0]);
     net.delete(&server);
     net.delete(&client);
@@ -123,9 +124,7 @@ fn bandwidth_limits_what_a_pod_sends_and_what_it_receives() {
         };
         let limited = net.add_with("limited", &limits);
         let (a, b) = (node.add("a"), node.add("b"));
-        until("the limits are noticed", || {
-            limited.endpoint(&node).delivery == Delivery::Stack
-        });
+        until("the limits are noticed", || limited.endpoint(&node).delivery == Delivery::Stack);
         net.check(&limited).unwrap();
 
         let within = |what: &str, limit: f64, found: f64| {
@@ -152,6 +151,13 @@ fn bandwidth_limits_what_a_pod_sends_and_what_it_receives() {
         }
         let targets: Vec<IpAddr> = a.addresses().into_iter().chain(routers()).collect();
         assert_reach(&limited.pod, &targets);
+        // The stack does not tell pods of shorter ways.
+        let learnt = output(&node.host, "ip", &["-n", "a", "neigh"]);
+        assert_eq!(
+            learnt.lines().filter(|line| !line.contains("PERMANENT")).count(),
+            0,
+            "{learnt}"
+        );
         assert!(node.counted(Hook::FromContainer, Reason::PassedToLink) > 1000);
         assert_eq!(node.drops(), [] as [&str; 0]);
 
@@ -243,8 +249,8 @@ fn a_mac_that_tuning_changes_is_followed() {
 
     // Changed while nobody watches.
     node.agent.kill().unwrap();
-    let mac = output(&node.host, "ip", &["-n", "a", "link", "set", "eth0", "address", "02::0b"]);
-    assert_eq!(mac, "");
+    let set = ["-n", "a", "link", "set", "eth0", "address", "02:00:00:00:00:0b"];
+    output(&node.host, "ip", &set);
     node.agent.start_again().unwrap();
     until_answered(&a.pod, other.v4);
     until("the record says it", || mac_of(&node, &a) == "02:00:00:00:00:0b");
@@ -297,12 +303,9 @@ fn a_wanted_mac_is_given_or_refused() {
     let b = {
         let pod = node.host.add_pod("b").unwrap();
         let mut request = request(&pod);
-        request.args = args(&[("MAC", "02-00-00-00-00-78"), ("IgnoreUnknown", "1")]);
-        let result = net.try_add(&request).or_else(|_| {
-            request.args = args(&[("MAC", "02:00:00:00:00:78"), ("IgnoreUnknown", "1")]);
-            net.try_add(&request)
-        });
-        Member { pod, request, result: result.unwrap() }
+        request.args = args(&[("MAC", "02:00:00:00:00:78"), ("IgnoreUnknown", "1")]);
+        let result = net.try_add(&request).unwrap();
+        Member { pod, request, result }
     };
     for (member, last) in [(&a, 0x77), (&b, 0x78)] {
         let mac = member.pod.run(|| interface::mac("eth0")).unwrap();
@@ -353,6 +356,11 @@ fn an_interface_of_another_plugin_is_adopted_and_given_back() {
             let mark = format!("podwire:node-1:+{}", member.id());
             assert_eq!(host_link(&node, member).alias, Some(mark));
         }
+        // The kernel looks for a double of a new address before it answers for it: ptp and bridge leave it
+        // at that for their own end.
+        for (from, to) in [(&a.pod, &b), (&b.pod, &a), (&own.pod, &a), (&own.pod, &b)] {
+            to.addresses().into_iter().for_each(|target| until_answered(from, target));
+        }
         let all_reach = |node: &Node| {
             assert_reach(&a.pod, &b.addresses());
             assert_reach(&a.pod, &a.gateways());
@@ -385,7 +393,7 @@ fn an_interface_of_another_plugin_is_adopted_and_given_back() {
         net.plugin(1).del(&a.attachment(), Some(&a.result_json(&net))).unwrap();
         let left = node.host.run(|| Netlink::open().unwrap().link(link.index)).unwrap();
         assert_eq!(left.alias.unwrap_or_default(), "");
-        assert_eq!(disciplines(&node, &left.name.to_string()), "", "{what}");
+        assert_eq!(filters(&node, &left.name.to_string()), "", "{what}");
         assert_reach(&a.pod, &b.addresses());
         assert_reach(&own.pod, &a.addresses());
         net.plugin(1).del(&a.attachment(), None).unwrap();
@@ -398,10 +406,12 @@ fn an_interface_of_another_plugin_is_adopted_and_given_back() {
     }
 }
 
-/// What others' queueing disciplines on a link are: of ours nothing stays.
-fn disciplines(node: &Node, link: &str) -> String {
-    let all = output(&node.host, "tc", &["qdisc", "show", "dev", link]);
-    all.lines().filter(|line| !line.contains("noqueue")).collect()
+/// Programs at a link. A clsact discipline stays where there was one: it may carry others' filters.
+fn filters(node: &Node, link: &str) -> String {
+    let ends = ["ingress", "egress"];
+    let of = |end| output(&node.host, "tc", &["filter", "show", "dev", link, end]);
+    let pins = files(&node.host, &format!("/sys/fs/bpf/podwire/links/{link}"));
+    ends.map(of).concat() + &pins.iter().map(|pin| pin.display().to_string()).collect::<String>()
 }
 
 fn assert_spoofing_is_dropped(node: &Node, a: &Member, b: &Member) {
@@ -431,7 +441,9 @@ fn the_result_of_the_maker_is_passed_on_as_it_is() {
         let to = podwire_lab::Attachment::new("c1", pod.path());
         let made = net.plugin(0).add(&to).unwrap();
         let passed = net.plugin(1).verb("ADD", &to, Some(&made)).unwrap().json("ADD").unwrap();
-        assert_eq!(passed, made);
+        // An empty part may be left out.
+        let read = |value: &Value| Success::from_value(value.clone(), SpecVersion::V1_0_0).unwrap();
+        assert_eq!(read(&passed), read(&made));
         let again = net.plugin(1).verb("ADD", &to, Some(&made)).unwrap().json("ADD");
         assert_eq!(again.unwrap_err().cni_code(), Some(102), "it is adopted already");
         net.plugin(1).del(&to, Some(&made)).unwrap();
@@ -482,9 +494,7 @@ fn what_cannot_be_adopted_is_refused_and_left_alone() {
     assert_eq!(now.unwrap_or_default(), "", "the mark is taken off again");
 
     net.plugin(0).del(&to, Some(&made)).unwrap();
-    let config = json!({ "cniVersion": "1.0.0", "name": "dummies", "type": "dummy" });
-    drop(config);
-    output(&node.host, "ip", &["-n", "a", "link", "add", "eth0", "type", "dummy"]);
+    output(&node.host, "ip", &["-n", "a", "link", "add", "eth0", "type", "bridge"]);
     refused(None, &made, 999, "no veth");
     output(&node.host, "ip", &["-n", "a", "link", "del", "eth0"]);
     refused(None, &made, 999, "has none of that name");
@@ -522,7 +532,8 @@ fn an_adopted_interface_may_go_in_any_way() {
     net.plugin(1).del(&c.attachment(), Some(&c.result_json(&net))).unwrap();
     let now = node.host.run(|| Netlink::open().unwrap().link(link)).unwrap();
     assert_eq!(now.alias.unwrap_or_default(), "");
-    assert_eq!(files(&node.host, NOTES).len(), 2);
+    // Of the ADD that was refused, too: the runtime has made its DEL.
+    assert_eq!(files(&node.host, NOTES).len(), 3);
     node.agent.start_again().unwrap();
     assert_eq!(files(&node.host, NOTES).len(), 0);
     assert_eq!(node.ask(Client::endpoints).len(), 1);
@@ -564,7 +575,7 @@ fn an_adopted_interface_may_go_in_any_way() {
     let now = node.host.run(|| Netlink::open().unwrap().link(index)).unwrap();
     assert_eq!(now.alias.unwrap_or_default(), "");
     let adopted = net.plugin(1).verb("ADD", &to, Some(&made)).unwrap().json("ADD");
-    assert_eq!(adopted.unwrap(), made, "and nothing is in the way of another");
+    assert_eq!(adopted.unwrap()["ips"], made["ips"], "and nothing is in the way of another");
 
     // GC removes an endpoint, and leaves the interface.
     collector.gc(&[]).unwrap();
@@ -612,7 +623,7 @@ fn a_check_of_an_adopted_interface_names_what_is_broken() {
 
     let mac = a.result.interfaces.iter().find(|one| one.name == "eth0").unwrap().mac.clone();
     let mac = mac.unwrap();
-    inside(&["link", "set", "eth0", "address", "02::0c"]);
+    inside(&["link", "set", "eth0", "address", "02:00:00:00:00:0c"]);
     named("the MAC", &["eth0", &mac, "02:00:00:00:00:0c"]);
     inside(&["link", "set", "eth0", "address", &mac]);
     until("the agent has followed", || a.endpoint(&node).mac.to_string() == mac);

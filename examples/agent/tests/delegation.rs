@@ -13,7 +13,7 @@ use network::{
 };
 use node::{Node, attachment};
 use podwire_api::{Client, LeaseState};
-use podwire_lab::{Attachment, binary};
+use podwire_lab::binary;
 use serde_json::{Value, json};
 
 const NOTES: &str = "/run/podwire/pending-del";
@@ -25,6 +25,11 @@ fn granted(node: &Node, network: &str) -> Vec<IpAddr> {
     let mut granted: Vec<_> = names.filter_map(|name| name.parse().ok()).collect();
     granted.sort();
     granted
+}
+
+fn granted_files(addresses: &[IpAddr]) -> [String; 2] {
+    let file = |place: usize| format!("/var/lib/cni/networks/host-local/{}", addresses[place]);
+    [file(0), file(1)]
 }
 
 /// The guide's list with host-local, under another name and with these ranges.
@@ -78,20 +83,13 @@ fn host_local_chooses_the_addresses() {
 
     // CHECK asks both.
     net.check(&a).unwrap();
-    for address in a.addresses() {
-        let file = format!("/var/lib/cni/networks/host-local/{address}");
-        let text = node.host.run(|| fs::read(&file)).unwrap();
-        if address.is_ipv4() {
-            // Then it finds the other address, and is content.
-            continue;
-        }
-        let first = format!("/var/lib/cni/networks/host-local/{}", a.addresses()[0]);
-        let first_text = node.host.run(|| fs::read(&first)).unwrap();
-        node.host.run(|| fs::remove_file(&file).and_then(|()| fs::remove_file(&first))).unwrap();
-        let error = net.check(&a).unwrap_err();
-        assert!(error.to_string().contains("host-local"), "{error}");
-        node.host.run(|| fs::write(&file, text).and_then(|()| fs::write(&first, first_text)))
-            .unwrap();
+    let files = granted_files(&a.addresses());
+    let texts = node.host.run(|| files.each_ref().map(|file| fs::read(file).unwrap()));
+    node.host.run(|| files.each_ref().map(|file| fs::remove_file(file).unwrap()));
+    let error = net.check(&a).unwrap_err();
+    assert!(error.to_string().contains("host-local"), "{error}");
+    for (file, text) in files.iter().zip(texts) {
+        node.host.run(|| fs::write(file, text)).unwrap();
     }
     net.check(&a).unwrap();
     output(&node.host, "ip", &["-n", "a", "route", "del", "default"]);
@@ -111,7 +109,6 @@ fn one_family_is_enough() {
     let node = Node::start();
     let v4 = json!({ "subnet": "10.1.0.0/24", "rangeStart": "10.1.0.64" });
     let v6 = json!({ "subnet": "fd00:1::/64", "rangeStart": "fd00:1::64" });
-    let both = [v4.clone(), v6.clone()];
     let nets = [
         Net::new(&node, host_local("v4", &[v4])),
         Net::new(&node, host_local("v6", &[v6])),
@@ -131,25 +128,14 @@ fn one_family_is_enough() {
         assert_reach(&member.pod, &member.gateways());
         assert_node_reaches(&node.host, &member.addresses());
     }
-    let addresses = members[2].addresses();
-    assert_eq!(addresses.map_to_strings(), ["10.1.0.200", "fd00:1::200"]);
+    let addresses: Vec<_> = members[2].addresses().iter().map(ToString::to_string).collect();
+    assert_eq!(addresses, ["10.1.0.200", "fd00:1::200"]);
     for (net, member) in nets.iter().zip(&members) {
         net.check(member).unwrap();
         net.delete(member);
     }
-    drop(both);
     node.delete(&own);
     assert_clean(&node, &nets.each_ref());
-}
-
-trait Texts {
-    fn map_to_strings(&self) -> Vec<String>;
-}
-
-impl Texts for Vec<IpAddr> {
-    fn map_to_strings(&self) -> Vec<String> {
-        self.iter().map(ToString::to_string).collect()
-    }
 }
 
 #[test]
@@ -172,7 +158,7 @@ fn an_address_that_cannot_be_is_refused_and_goes_back() {
     let pod = node.host.add_pod("a").unwrap();
     let before = node.host.inventory().unwrap();
     for (net, code, words) in [
-        (&nets[0], 7, ["10.9.0.", "10.1.0.0/24"]),
+        (&nets[0], 7, ["10.9.0.", "in no CIDR"]),
         (&nets[1], 100, ["10.1.0.64", "holder-container"]),
         (&nets[2], 100, ["10.1.0.200", "first-container"]),
     ] {
@@ -197,8 +183,8 @@ fn an_address_that_cannot_be_is_refused_and_goes_back() {
     list["plugins"][0]["ipam"]["type"] = "nowhere".into();
     let error = Net::new(&node, list).try_add(&request(&pod)).unwrap_err();
     assert!(error.code().get() == 7 && error.to_string().contains("nowhere"), "{error}");
-    let error = Net::new(&node, host_local("broken", &[json!({ "subnet": "nonsense" })]));
-    let error = error.try_add(&request(&pod)).unwrap_err();
+    let broken = Net::new(&node, host_local("broken", &[json!({ "subnet": "nonsense" })]));
+    let error = broken.try_add(&request(&pod)).unwrap_err();
     assert!(error.to_string().contains("host-local"), "{error}");
 
     node.plugin.del(&holder.0, Some(&holder.1)).unwrap();
@@ -281,14 +267,11 @@ fn garbage_collection_and_status_reach_the_ipam_plugin() {
     assert_eq!(result.ips[0].address.ip(), wanted);
     net.delete(&Member { pod, request: wish, result });
 
-    // In the agent's absence each is tried all the same.
     plugin.gc(&[]).unwrap();
     assert_eq!(node.ask(Client::endpoints), []);
     assert!(!leases().contains("container"), "{}", leases());
     for member in [&a, &b, &c] {
         net.delete(member);
     }
-    let none: [Attachment; 0] = [];
-    plugin.gc(&none).unwrap();
     assert_clean(&node, &[&net]);
 }

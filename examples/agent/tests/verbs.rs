@@ -57,7 +57,8 @@ fn garbage_collection_removes_what_is_not_valid_and_nothing_else() {
     let keep = node.add("keep");
     let gone: Vec<TestPod> = (0..5).map(|n| node.add(&format!("gone-{n}"))).collect();
     let lease = |container: &str, network: &str| {
-        let request = LeaseRequest { network: Some(network.into()), ..LeaseRequest::new(id(container)) };
+        let request =
+            LeaseRequest { network: Some(network.into()), ..LeaseRequest::new(id(container)) };
         node.ask(|agent| agent.lease(&request))
     };
     lease("pending", "podnet");
@@ -91,7 +92,8 @@ fn garbage_collection_removes_what_is_not_valid_and_nothing_else() {
         .collect();
     assert_eq!(pending, ["pending-other", "pending-valid"]);
     assert_eq!(leases.len(), 4);
-    let links: BTreeSet<_> = node.host.run(podwire_lab::interface::names).unwrap().into_iter().collect();
+    let links: BTreeSet<_> =
+        node.host.run(podwire_lab::interface::names).unwrap().into_iter().collect();
     for name in [&foreign, &elsewhere, &"someone".to_owned(), &keep.id().host_link()] {
         assert!(links.contains(name), "{name} of {links:?}");
     }
@@ -143,19 +145,93 @@ struct Break {
 }
 
 const BREAKS: [Break; 14] = [
-    Break { what: "the host link is down", ip: &["link", "set", "HOST", "down"], words: &["HOST", "up", "down"] },
-    Break { what: "the pod's link is down", ip: &["in", "link", "set", "eth0", "down"], words: &["eth0", "expected up", "down"] },
-    Break { what: "the pod's link has another name", ip: &["in", "link", "set", "eth0", "name", "eth9"], words: &["eth0", "nothing"] },
-    Break { what: "the pod has no link", ip: &["in", "link", "del", "eth0"], words: &["HOST", "eth0", "nothing"] },
-    Break { what: "the pod has another MAC", ip: &["in", "link", "set", "eth0", "address", "02::0c"], words: &["eth0", "02:00:00:00:00:0c"] },
-    Break { what: "the IPv4 address is gone", ip: &["in", "address", "del", "V4/32", "dev", "eth0"], words: &["eth0", "V4/32", "no such address"] },
-    Break { what: "the IPv6 address is gone", ip: &["in", "address", "del", "V6/128", "dev", "eth0"], words: &["eth0", "V6/128", "no such address"] },
-    Break { what: "no IPv4 default route", ip: &["in", "route", "del", "default"], words: &["0.0.0.0/0", "10.1.0.1", "no such route"] },
-    Break { what: "no IPv6 default route", ip: &["in", "-6", "route", "del", "default"], words: &["::/0", "fd00:1::1", "no such route"] },
-    Break { what: "another IPv4 gateway", ip: &["in", "route", "replace", "default", "dev", "eth0"], words: &["0.0.0.0/0", "10.1.0.1", "no such route"] },
-    Break { what: "no IPv6 route to the gateway", ip: &["in", "-6", "route", "del", "fd00:1::1", "dev", "eth0"], words: &["fd00:1::1/128", "no such route"] },
-    Break { what: "no IPv4 neighbour", ip: &["in", "neigh", "del", "10.1.0.1", "dev", "eth0"], words: &["neighbour 10.1.0.1"] },
-    Break { what: "another IPv6 neighbour", ip: &["in", "neigh", "replace", "fd00:1::1", "lladdr", "02::0d", "dev", "eth0", "nud", "permanent"], words: &["neighbour fd00:1::1", "02:00:00:00:00:0d"] },
+    Break {
+        what: "the host link is down",
+        ip: &["link", "set", "HOST", "down"],
+        words: &["HOST", "up", "down"],
+    },
+    Break {
+        what: "the pod's link is down",
+        ip: &["in", "link", "set", "eth0", "down"],
+        words: &["eth0", "expected up", "down"],
+    },
+    Break {
+        what: "the pod's link has another name",
+        ip: &["in", "link", "set", "eth0", "name", "eth9"],
+        words: &["eth0", "nothing"],
+    },
+    Break {
+        what: "the pod has no link",
+        ip: &["in", "link", "del", "eth0"],
+        words: &["HOST", "eth0", "nothing"],
+    },
+    Break {
+        what: "the pod has another MAC",
+        ip: &["in", "link", "set", "eth0", "address", "02:00:00:00:00:0c"],
+        words: &["eth0", "02:00:00:00:00:0c"],
+    },
+    Break {
+        what: "the IPv4 address is gone",
+        ip: &["in", "address", "del", "V4/32", "dev", "eth0"],
+        words: &["eth0", "V4/32", "no such address"],
+    },
+    Break {
+        what: "the IPv6 address is gone",
+        ip: &["in", "address", "del", "V6/128", "dev", "eth0"],
+        words: &["eth0", "V6/128", "no such address"],
+    },
+    Break {
+        what: "no IPv4 default route",
+        ip: &["in", "route", "del", "default"],
+        words: &["0.0.0.0/0", "10.1.0.1", "no such route"],
+    },
+    Break {
+        what: "no IPv6 default route",
+        ip: &["in", "-6", "route", "del", "default"],
+        words: &["::/0", "fd00:1::1", "no such route"],
+    },
+    Break {
+        what: "another IPv4 gateway",
+        ip: &["in", "route", "replace", "default", "dev", "eth0"],
+        words: &["0.0.0.0/0", "10.1.0.1", "no such route"],
+    },
+    Break {
+        what: "no IPv6 route to the gateway",
+        ip: &["in", "-6", "route", "del", "fd00:1::1", "dev", "eth0"],
+        words: &["fd00:1::1/128", "no such route"],
+    },
+    Break {
+        what: "another IPv4 neighbour",
+        ip: &[
+            "in",
+            "neigh",
+            "replace",
+            "10.1.0.1",
+            "lladdr",
+            "02:00:00:00:00:0d",
+            "dev",
+            "eth0",
+            "nud",
+            "permanent",
+        ],
+        words: &["neighbour 10.1.0.1", "02:00:00:00:00:0d"],
+    },
+    Break {
+        what: "another IPv6 neighbour",
+        ip: &[
+            "in",
+            "neigh",
+            "replace",
+            "fd00:1::1",
+            "lladdr",
+            "02:00:00:00:00:0d",
+            "dev",
+            "eth0",
+            "nud",
+            "permanent",
+        ],
+        words: &["neighbour fd00:1::1", "02:00:00:00:00:0d"],
+    },
     Break { what: "no mark", ip: &["link", "set", "HOST", "alias", ""], words: &["HOST", "mark"] },
 ];
 
@@ -293,7 +369,8 @@ fn a_check_names_a_program_that_is_not_attached() {
             let filters = ["filter", "del", "dev", link, end];
             output(&node.host, "tc", &filters);
             let checked = node.plugin.check(&pod.attachment, &pod.result);
-            let word = format!("program {program} at {link}: expected attached, found not attached");
+            let word =
+                format!("program {program} at {link}: expected attached, found not attached");
             named |= checked.is_err_and(|error| error.to_string().contains(&word));
             until("the agent has attached it again", || {
                 node.plugin.check(&pod.attachment, &pod.result).is_ok()
@@ -395,8 +472,7 @@ fn an_agent_that_is_away_finds_a_thousand_notes() {
 
     let ids = (0..NOTED).map(|n| format!("container-{n}"));
     let strangers = ids.map(|id| Attachment::new(id, ""));
-    let all: Vec<_> =
-        pods[..2].iter().map(|pod| pod.attachment.clone()).chain(strangers).collect();
+    let all: Vec<_> = pods[..2].iter().map(|pod| pod.attachment.clone()).chain(strangers).collect();
     let start = std::time::Instant::now();
     at_once(8, &all, |to| node.plugin.del(to, None).unwrap());
     println!("{} DELs without an agent: {:.1} s", all.len(), start.elapsed().as_secs_f64());
