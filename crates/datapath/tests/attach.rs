@@ -7,7 +7,7 @@ mod node;
 use node::{Node, on_node};
 use podwire_bpf::{Array, Direction, IfIndex, Removal, tcx_programs};
 use podwire_datapath::{
-    Attach, AttachMode, Attached, Datapath, Options,
+    Attach, AttachMode, Attached, By, Datapath, EndpointConfig, Options,
     abi::{Reason, map},
     is_own_filter,
 };
@@ -42,7 +42,7 @@ fn reopen(attach: Attach) -> Datapath {
 #[ignore = "needs root: loads programs in a namespace of its own"]
 fn an_endpoint_is_added_by_filters_and_moved_to_links() {
     on_node(|node| {
-        let (a, datapath) = (node.a, &node.datapath);
+        let (a, datapath) = (node.a, &reopen(Attach::Tcx));
         assert_eq!(datapath.attach_mode(), AttachMode::Tcx, "this kernel has it");
         assert_eq!(attached(a.ifindex), (0, 2));
         assert_eq!(datapath.refresh("pwa", a.ifindex).unwrap(), Attached::Provisionally);
@@ -59,6 +59,26 @@ fn an_endpoint_is_added_by_filters_and_moved_to_links() {
         let after = tcx_programs(IfIndex::new(a.ifindex).unwrap(), Direction::Ingress).unwrap();
         assert_ne!(before, after, "the new agent's program is in place");
         assert_eq!(attached(a.ifindex), (2, 0));
+    });
+}
+
+#[test]
+#[ignore = "needs root: loads programs in a namespace of its own"]
+fn where_nothing_is_said_an_endpoint_stays_on_what_it_was_added_by() {
+    on_node(|node| {
+        let (a, b, datapath) = (node.a, node.b, &node.datapath);
+        let by_link = EndpointConfig { by: By::Link, ..Node::config("pwb", &b) };
+        datapath.add_endpoint(&by_link).unwrap();
+        for _ in 0..2 {
+            for (name, index, programs) in [("pwa", a.ifindex, (0, 2)), ("pwb", b.ifindex, (2, 0))]
+            {
+                datapath.attach(name, index).unwrap();
+                assert_eq!(datapath.refresh(name, index).unwrap(), Attached::InPlace);
+                assert_eq!(attached(index), programs, "{name}");
+                let whole = datapath.attached(name, index).unwrap();
+                assert!(whole.iter().all(|(_, is)| *is), "{name}: {whole:?}");
+            }
+        }
     });
 }
 
@@ -83,7 +103,7 @@ fn a_restart_in_the_other_way_leaves_nothing_of_the_former() {
 #[ignore = "needs root: loads programs in a namespace of its own"]
 fn detaching_works_before_and_after_the_link_is_gone() {
     on_node(|node| {
-        let (a, b, datapath) = (node.a, node.b, &node.datapath);
+        let (a, b, datapath) = (node.a, node.b, &reopen(Attach::Tcx));
         datapath.attach("pwa", a.ifindex).unwrap();
         assert_eq!(datapath.detach("pwa", a.ifindex).unwrap(), Removal::Removed);
         assert_eq!(attached(a.ifindex), (0, 0));

@@ -141,6 +141,8 @@ impl<'n> Differential<'n> {
     fn change(&mut self, what: u8) {
         let Original { config, place_a, place_b, slot_a, slot_b, v4_of_b } = &self.original;
         let elsewhere = place_a + 100;
+        // It may be elsewhere by now.
+        let now_a = self.tables.links.get(&self.node.a.ifindex).unwrap().unwrap();
         let flagged = |place: u32, slot: &Slot, flags: u32| {
             self.tables.slots.set(place, &Slot { flags, ..*slot }).unwrap();
         };
@@ -162,9 +164,9 @@ impl<'n> Differential<'n> {
                 self.tables.links.insert(&self.node.a.ifindex, &elsewhere).unwrap();
                 self.tables.slots.set(*place_a, &Slot::default()).unwrap();
             }
-            6 => flagged(*place_a, slot_a, STACK),
+            6 => flagged(now_a, slot_a, STACK),
             7 => flagged(*place_b, slot_b, STACK),
-            8 => flagged(*place_a, slot_a, STACK | slot_flag::CHAINED),
+            8 => flagged(now_a, slot_a, STACK | slot_flag::CHAINED),
             9 => flagged(*place_b, slot_b, STACK | slot_flag::CHAINED),
             _ => {
                 let without = NodeConfig {
