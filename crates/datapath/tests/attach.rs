@@ -206,7 +206,7 @@ fn full_slots_and_other_sizes_are_named() {
     podwire_lab::Host::new().unwrap().run(|| {
         let small = Options { slots: 1, ..Options::new(BPFFS) };
         let datapath = Datapath::open(&small).unwrap();
-        let config = |ifindex, address: &str| podwire_datapath::EndpointConfig {
+        let config = |ifindex, address: &str| EndpointConfig {
             host_link: "lo".to_owned(),
             ifindex,
             mac: [2, 0, 0, 0, 0, 1],
@@ -214,7 +214,7 @@ fn full_slots_and_other_sizes_are_named() {
             addresses: vec![address.parse().unwrap()],
             delivery: podwire_datapath::Delivery::Peer,
             interface: podwire_datapath::Interface::Own,
-            by: podwire_datapath::By::Filter,
+            by: By::Filter,
         };
         datapath.add_endpoint(&config(1, "10.1.0.2")).unwrap();
         let error = datapath.add_endpoint(&config(2, "10.1.0.3")).unwrap_err();
