@@ -16,6 +16,10 @@ use crate::{
 /// Each fuzz target runs so often, and the packet target sees so many packets.
 const EXECUTIONS: u64 = 1_000_000;
 
+/// The targets of podwire-cni, which reads what any runtime and any plugin writes, run for so long each.
+const CNI: &str = "cni_";
+const CNI_SECONDS: u64 = 600;
+
 /// How often a thousand calls are made, and the most by which the last hundred of them may take
 /// longer than the first hundred: the median of so many factors.
 const ROUNDS: usize = 5;
@@ -28,7 +32,8 @@ const FACTOR: &str = ", factor ";
 type Soak = fn() -> Result<bool>;
 
 /// What there is to soak, by name.
-const SOAKS: &[(&str, Soak)] = &[("fuzz", fuzz_targets), ("many", many_calls)];
+const SOAKS: &[(&str, Soak)] =
+    &[("fuzz", fuzz_targets), ("fuzz-cni", cni_targets), ("many", many_calls)];
 
 #[derive(Debug, Args)]
 pub struct Options {
@@ -65,6 +70,16 @@ fn fuzz_targets() -> Result<bool> {
         }
     }
     Ok(clean && enough)
+}
+
+fn cni_targets() -> Result<bool> {
+    let mut targets = fuzz::targets_of(None)?;
+    targets.retain(|target| target.starts_with(CNI));
+    needs::require(&[fuzz::CXX])?;
+    let programs = fuzz::build(fuzz::Sanitizer::None)?;
+    let outcomes = fuzz::run_all(&targets, &programs, fuzz::Limit::Seconds(CNI_SECONDS))?;
+    fuzz::write_report(&cargo::workspace_root().join("target/soak/cni.json"), &outcomes)?;
+    Ok(fuzz::table(&outcomes) == ExitCode::SUCCESS)
 }
 
 /// A thousand ADDs and DELs, 64 at a time, by the test that does so every day; here its times count.

@@ -40,6 +40,31 @@ fn reopen(attach: Attach) -> Datapath {
 
 #[test]
 #[ignore = "needs root: loads programs in a namespace of its own"]
+fn endpoints_stay_on_what_they_were_attached_by() {
+    on_node(|node| {
+        let (a, b, datapath) = (node.a, node.b, &node.datapath);
+        assert_eq!(datapath.attach_mode(), AttachMode::Tcx, "this kernel has it");
+        datapath.remove_endpoint("pwb", b.ifindex).unwrap();
+        let by_link = EndpointConfig { by: By::Link, ..Node::config("pwb", &b) };
+        datapath.add_endpoint(&by_link).unwrap();
+        for again in [datapath, &reopen(Attach::Auto)] {
+            for (name, pod, expected) in [("pwa", a, (0, 2)), ("pwb", b, (2, 0))] {
+                assert_eq!(attached(pod.ifindex), expected, "{name}");
+                assert_eq!(again.refresh(name, pod.ifindex).unwrap(), Attached::InPlace);
+                again.attach(name, pod.ifindex).unwrap();
+                assert_eq!(attached(pod.ifindex), expected, "{name}");
+                let programs = again.attached(name, pod.ifindex).unwrap();
+                assert!(programs.iter().all(|(_, is)| *is), "{name}: {programs:?}");
+            }
+        }
+        datapath.detach("pwa", a.ifindex).unwrap();
+        let programs = datapath.attached("pwa", a.ifindex).unwrap();
+        assert!(programs.iter().all(|(_, is)| !is), "{programs:?}");
+    });
+}
+
+#[test]
+#[ignore = "needs root: loads programs in a namespace of its own"]
 fn an_endpoint_is_added_by_filters_and_moved_to_links() {
     on_node(|node| {
         let (a, datapath) = (node.a, &reopen(Attach::Tcx));
@@ -87,7 +112,7 @@ fn where_nothing_is_said_an_endpoint_stays_on_what_it_was_added_by() {
 fn a_restart_in_the_other_way_leaves_nothing_of_the_former() {
     on_node(|node| {
         let a = node.a;
-        node.datapath.attach("pwa", a.ifindex).unwrap();
+        reopen(Attach::Tcx).attach("pwa", a.ifindex).unwrap();
         let filters = reopen(Attach::Clsact);
         assert_eq!(filters.refresh("pwa", a.ifindex).unwrap(), Attached::InPlace);
         assert_eq!(attached(a.ifindex), (0, 2));

@@ -483,37 +483,51 @@ impl Node {
         self.asked().retain(|id, _| allocator.lease(&owner(id)).is_some());
     }
 
-    /// Datapath and record of an endpoint whose link and lease have been checked.
+    /// Datapath and record of an endpoint whose link and lease have been checked, at the same time.
     fn build(
         &self,
         id: &EndpointId,
         request: &EndpointRequest,
         row: &Row,
     ) -> Result<Endpoint, Error> {
-        let slot =
-            self.datapath.add(&request.host_link, row, request.disciplines).map_err(map(id))?;
-        let endpoint = Endpoint {
+        let mut endpoint = Endpoint {
             id: id.clone(),
             host_link: request.host_link.clone(),
             ifindex: request.ifindex,
             mac: request.mac,
             host_mac: request.host_mac,
             addresses: row.addresses.iter().collect(),
-            slot,
+            // What is written to disk is not asked for it: the next start finds it in the datapath.
+            slot: 0,
             delivery: row.delivery,
             created: seconds_since_1970(),
             network: request.network.clone(),
             pod: request.pod.clone(),
             interface: request.interface,
         };
-        let recorded = self.store.put(&endpoint).map_err(shared);
-        recorded.inspect_err(|_| {
-            // What stays behind is found and removed when the agent starts next.
-            if let Err(error) = self.datapath.remove(&request.host_link, request.ifindex) {
-                let reason = error::chain(&*error);
-                tracing::warn!(%id, error = reason, "undoing a failed endpoint");
+        let recording = self.store.begin_put(&endpoint).map_err(shared)?;
+        let added = self.datapath.add(&request.host_link, row, request.disciplines);
+        let recorded = recording.wait().map_err(shared);
+        let slot = match (added, recorded) {
+            (Ok(slot), Ok(())) => slot,
+            // What stays behind below is found and removed when the agent starts next.
+            (Err(error), recorded) => {
+                if recorded.is_ok()
+                    && let Err(error) = self.store.delete(id)
+                {
+                    tracing::warn!(%id, error = error::chain(&*error), "undoing a failed endpoint");
+                }
+                return Err(map(id)(error));
             }
-        })?;
+            (Ok(_), Err(unrecorded)) => {
+                if let Err(error) = self.datapath.remove(&request.host_link, request.ifindex) {
+                    let reason = error::chain(&*error);
+                    tracing::warn!(%id, error = reason, "undoing a failed endpoint");
+                }
+                return Err(unrecorded);
+            }
+        };
+        endpoint.slot = slot;
         Ok(endpoint)
     }
 

@@ -101,6 +101,11 @@ impl Store {
 
     /// Records an endpoint; it is on the disk when this returns.
     pub(crate) fn put(&self, endpoint: &Endpoint) -> Result<(), Arc<Error>> {
+        self.begin_put(endpoint)?.wait()
+    }
+
+    /// Records an endpoint meanwhile.
+    pub(crate) fn begin_put(&self, endpoint: &Endpoint) -> Result<Changing, Arc<Error>> {
         let json = serde_json::to_vec(endpoint).map_err(|error| {
             Arc::new(Error::Store {
                 operation: "encode an endpoint",
@@ -108,7 +113,7 @@ impl Store {
                 source: error.into(),
             })
         })?;
-        self.change(Change::Put(endpoint.id.clone(), json))
+        Ok(Changing(self.worker.begin(Change::Put(endpoint.id.clone(), json))))
     }
 
     /// Forgets an endpoint; it is gone from the disk when this returns.
@@ -119,10 +124,6 @@ impl Store {
     /// Forgets an endpoint meanwhile.
     pub(crate) fn begin_delete(&self, id: &EndpointId) -> Changing {
         Changing(self.worker.begin(Change::Delete(id.clone())))
-    }
-
-    fn change(&self, change: Change) -> Result<(), Arc<Error>> {
-        Changing(self.worker.begin(change)).wait()
     }
 }
 

@@ -1,9 +1,10 @@
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
 use podwire_api::Mac;
 use podwire_netlink::IfIndex;
+use podwire_netlink::tc::Qdisc;
 use podwire_netlink::watch::{Event, Object, Topic, Watch};
 
 use tokio::time::Instant;
@@ -27,7 +28,10 @@ pub(crate) async fn follow(shared: Arc<Shared>) {
             Ok((mut own, mut everywhere)) => {
                 // What happened while nobody watched.
                 work(&shared, Changes { all: true, ..Changes::default() }).await;
-                while let Some(changes) = gather(&mut own, &mut everywhere, &shared).await {
+                let mut known = Known::default();
+                while let Some(changes) =
+                    gather(&mut own, &mut everywhere, &mut known, &shared).await
+                {
                     work(&shared, changes).await;
                 }
                 tracing::warn!("the watch of links broke; opening another one");
@@ -92,9 +96,48 @@ impl Changes {
     }
 }
 
+/// The qdiscs that were told of, by link.
+///
+/// Asking the kernel for one qdisc makes it tell everybody who watches (`tc_get_qdisc` in
+/// `net/sched/sch_api.c`), so looking at a link that was touched would touch it, without end.
+#[derive(Debug, Default)]
+struct Known(HashMap<u32, Vec<Qdisc>>);
+
+impl Known {
+    /// Takes in an event, and tells whether it says something new.
+    fn is_news(&mut self, event: &Event) -> bool {
+        match event {
+            Event::Present(Object::Qdisc(qdisc)) => {
+                let known = self.0.entry(qdisc.index.as_u32()).or_default();
+                if known.contains(qdisc) {
+                    return false;
+                }
+                known.retain(|other| other.parent != qdisc.parent);
+                known.push(qdisc.clone());
+            }
+            Event::Absent(Object::Qdisc(qdisc)) => {
+                if let Some(known) = self.0.get_mut(&qdisc.index.as_u32()) {
+                    known.retain(|other| other.parent != qdisc.parent);
+                }
+            }
+            Event::Absent(Object::Link(link)) => {
+                self.0.remove(&link.index.as_u32());
+            }
+            Event::Lost => self.0.clear(),
+            Event::Present(_) | Event::Absent(_) => {}
+        }
+        true
+    }
+}
+
 /// Waits for something that matters, and then a moment for what comes with it; a changed MAC is not kept
 /// waiting, since the pod is cut off meanwhile. `None` when a watch broke.
-async fn gather(own: &mut Watch, everywhere: &mut Watch, shared: &Shared) -> Option<Changes> {
+async fn gather(
+    own: &mut Watch,
+    everywhere: &mut Watch,
+    known: &mut Known,
+    shared: &Shared,
+) -> Option<Changes> {
     let is_news = |index, mac| shared.node.is_news(index, mac);
     let mut changes = Changes::default();
     let mut end = None;
@@ -113,7 +156,12 @@ async fn gather(own: &mut Watch, everywhere: &mut Watch, shared: &Shared) -> Opt
         };
         tokio::select! {
             () = over => return Some(changes),
-            event = own.next() => changes.take(&event?),
+            event = own.next() => {
+                let event = event?;
+                if known.is_news(&event) {
+                    changes.take(&event);
+                }
+            }
             event = everywhere.next() => changes.take_hint(&event?, is_news),
         }
     }
@@ -161,5 +209,36 @@ mod tests {
         assert!(changes.is_empty());
         changes.take(&Event::Lost);
         assert!(changes.all && !changes.is_empty());
+    }
+
+    /// As in `struct tcmsg`, with the kind as the only attribute.
+    fn qdisc(index: u32, parent: u32, handle: u32, kind: &[u8; 4]) -> Object {
+        const TCA_KIND: u16 = 1;
+        let mut payload = vec![0; 4];
+        for word in [index, handle, parent, 0] {
+            payload.extend(word.to_ne_bytes());
+        }
+        payload.extend(8_u16.to_ne_bytes());
+        payload.extend(TCA_KIND.to_ne_bytes());
+        payload.extend(kind);
+        Object::Qdisc(Qdisc::parse(&payload).unwrap())
+    }
+
+    #[test]
+    fn a_qdisc_that_is_told_of_again_is_no_news() {
+        const ROOT: u32 = u32::MAX;
+        let mut known = Known::default();
+        let shaper = qdisc(7, ROOT, 0x1_0000, b"tbf\0");
+        assert!(known.is_news(&Event::Present(shaper.clone())));
+        assert!(!known.is_news(&Event::Present(shaper.clone())));
+        assert!(known.is_news(&Event::Present(qdisc(8, ROOT, 0x1_0000, b"tbf\0"))));
+        let other = qdisc(7, ROOT, 0x2_0000, b"htb\0");
+        assert!(known.is_news(&Event::Present(other.clone())));
+        assert!(!known.is_news(&Event::Present(other.clone())));
+        assert!(known.is_news(&Event::Present(shaper.clone())), "it took the other one's place");
+        assert!(known.is_news(&Event::Absent(shaper.clone())));
+        assert!(known.is_news(&Event::Present(shaper.clone())));
+        assert!(known.is_news(&Event::Lost));
+        assert!(known.is_news(&Event::Present(shaper)));
     }
 }

@@ -65,8 +65,8 @@ struct Options {
     /// Folder of pinned maps and links, on a bpffs.
     #[arg(long, value_name = "DIR", default_value = DEFAULT_BPFFS)]
     bpffs: PathBuf,
-    /// How programs are attached: by TCX links (Linux 6.6), by clsact filters, or as the kernel has
-    /// it.
+    /// How programs are attached: by TCX links (Linux 6.6), by clsact filters, or by whichever costs
+    /// less: filters, but TCX at the router pair and where other plugins need the disciplines.
     #[arg(long, value_enum, default_value_t = Attach::Auto)]
     attach: Attach,
     /// How many endpoints there is room for. The maps of a node keep their size: to change it, run

@@ -10,13 +10,20 @@ use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 use node::{Node, at_once, attachment};
 use podwire_api::Client;
 use podwire_lab::Attachment;
+use podwire_netlink::watch::{Topic, Watch};
 use serde_json::Value;
+use tokio::time::timeout;
 
 const PODS: usize = 1000;
 const AT_ONCE: usize = 64;
 
 /// How many of the first calls are compared with as many of the last ones.
 const COMPARED: usize = 100;
+
+/// An agent without work is to leave the links alone for so long, before it is too late. It works
+/// on after an ADD: two seconds later it attaches programs for good.
+const QUIET: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Room for all pods; the rest is what a node has by default.
 const POD_CIDRS: [&str; 4] = ["--pod-cidr", "10.1.0.0/22", "--pod-cidr", "fd00:1::/64"];
@@ -53,6 +60,25 @@ fn a_thousand_pods_come_and_go_many_at_a_time() {
     });
     node.assert_clean();
     assert_eq!(node.host.pod_names().unwrap(), [] as [&str; 0]);
+}
+
+/// Looking at a link makes the kernel tell everybody who watches links, the agent among them: it
+/// must come to an end with that.
+#[test]
+#[ignore = "needs root: a node in namespaces of its own"]
+fn the_agent_comes_to_rest() {
+    let node = Node::start();
+    let pods: Vec<_> = ["a", "b", "c"].into_iter().map(|name| node.add(name)).collect();
+    node.host.run(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let mut watch = Watch::open(&[Topic::TrafficControl]).unwrap();
+            let quiet = async { while timeout(QUIET, watch.next()).await.is_ok() {} };
+            timeout(PATIENCE, quiet).await.expect("nothing happens, and the kernel tells nothing");
+        });
+    });
+    pods.iter().for_each(|pod| node.delete(pod));
+    node.assert_clean();
 }
 
 fn addresses(result: &Value) -> impl Iterator<Item = String> {

@@ -7,10 +7,12 @@ use std::{
 };
 
 use podwire_lab::{Attachment, Cni, CniOutput, Host, Pod, interface};
+use podwire_netlink::{IfName, Netlink};
 use serde_json::Value;
 
 use super::{
-    nodes::{AT_ONCE, Attached, Node, at_once},
+    links,
+    nodes::{AT_ONCE, Attached, MTU, Node, at_once},
     progress::Progress,
     report::Better,
     turns::{Series, take_turns},
@@ -50,14 +52,24 @@ pub fn lifecycle(
         Vec::from(works.map(|work| {
             Series::new(&format!("{work}/memory"), "MB", Better::Less, &peers).note(note)
         }));
+    let mut bare = Series::new("deleting a pair", "ms", Better::Less, &[]);
     take_turns(runs, nodes.len(), |run, side| {
         progress.run(run, runs, &times[0]);
+        if side == 0 {
+            bare.push(0, milliseconds(delete_bare_pair(&nodes[0], &pods[0])?));
+        }
         for (place, output) in life(&nodes[side], &pods[side])?.into_iter().enumerate() {
             times[place].push(side, milliseconds(output.elapsed));
             memory[place].push(side, megabytes(output.peak_bytes));
         }
         Ok(())
     })?;
+    let (alone, del) = (bare.median(0), times[2].median(0));
+    times[2].add_note(&format!(
+        "a veth pair alone goes in {alone:.1} ms, so {:.1} ms of podwire's are its own, the start of a \
+         process included",
+        del - alone
+    ));
     for (side, node) in nodes.iter().enumerate() {
         node.host.remove_pod_netns("next")?;
         let floor = Nothing::call(&node.host)?.megabytes * CLEARLY;
@@ -71,6 +83,17 @@ pub fn lifecycle(
         }
     }
     Ok(times.into_iter().chain(memory).collect())
+}
+
+/// What no DEL can do without: the time that the kernel takes to delete a pod's veth pair.
+fn delete_bare_pair(node: &Node, pod: &Pod) -> Result<Duration> {
+    links::wire((node.host.netns(), "bare"), (pod.netns(), "eth0"), MTU)?;
+    links::give(pod.netns(), "eth0", "10.245.0.2/32")?;
+    let mut netlink = Netlink::open_in(node.host.netns())?;
+    thread::sleep(PAUSE);
+    let start = Instant::now();
+    netlink.remove_link("bare".parse::<IfName>()?)?;
+    Ok(start.elapsed())
 }
 
 /// A pod is added, checked and deleted, and is wired and unwired by that.

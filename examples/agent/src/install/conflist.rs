@@ -42,8 +42,15 @@ struct Entry<'a> {
 
 impl Conflist<'_> {
     pub(super) fn to_text(&self) -> String {
-        let own =
-            Entry { r#type: PLUGIN, run_dir: Some(self.run_dir), capabilities: capability(PLUGIN) };
+        let mut own = Entry {
+            r#type: PLUGIN,
+            run_dir: Some(self.run_dir),
+            capabilities: BTreeMap::from([("ips", true), ("mac", true)]),
+        };
+        // A pod with a limit has its programs attached where the limiter's disciplines are not.
+        if self.chain.iter().any(|name| name == "bandwidth") {
+            own.capabilities.insert("bandwidth", true);
+        }
         let chained = self.chain.iter().map(|name| Entry {
             r#type: name,
             run_dir: None,
@@ -59,10 +66,9 @@ impl Conflist<'_> {
     }
 }
 
-/// What a runtime may ask of a plugin; it passes nothing on that is not declared.
+/// What a runtime may ask of a plugin after podwire's; it passes nothing on that is not declared.
 fn capability(plugin: &str) -> BTreeMap<&'static str, bool> {
     let name = match plugin {
-        PLUGIN => "ips",
         "portmap" => "portMappings",
         "bandwidth" => "bandwidth",
         _ => return BTreeMap::new(),
@@ -106,7 +112,8 @@ mod tests {
       "type": "podwire-cni",
       "runDir": "/run/podwire",
       "capabilities": {
-        "ips": true
+        "ips": true,
+        "mac": true
       }
     },
     {
@@ -122,7 +129,9 @@ mod tests {
         let longer: Value =
             serde_json::from_str(&text(SpecVersion::V1_1_0, &["bandwidth", "tuning"])).unwrap();
         assert_eq!(longer["cniVersion"], "1.1.0");
-        assert_eq!(longer["plugins"][1]["capabilities"]["bandwidth"], true);
+        for limited in [0, 1] {
+            assert_eq!(longer["plugins"][limited]["capabilities"]["bandwidth"], true);
+        }
         assert_eq!(longer["plugins"][2], serde_json::json!({ "type": "tuning" }));
     }
 
