@@ -172,6 +172,19 @@ fn bandwidth_limits_what_a_pod_sends_and_what_it_receives() {
                 within("after a restart", INGRESS, found);
             }
             assert_reverse_path_filter_is_named(&node, &limited, &a);
+
+            // With one limit, the other way stays short.
+            let one =
+                json!({ "bandwidth": { "ingressRate": 20_000_000, "ingressBurst": 400_000 } });
+            let receiver = net.add_with("receiver", &one);
+            until("the limit is noticed", || receiver.endpoint(&node).delivery == Delivery::Egress);
+            let [peer, pod] = [&a.pod, &receiver.pod].map(Place::Pod);
+            let found = goodput(peer, pod, receiver.addresses()[0]);
+            within("one limit, to the pod", INGRESS, found);
+            let found = goodput(pod, peer, a.v4);
+            println!("one limit, from the pod: {found:.1} Mbit/s");
+            assert!(found > 5.0 * EGRESS, "{found}");
+            net.delete(&receiver);
         }
         assert_eq!(node.drops(), [] as [&str; 0]);
         for pod in [&a, &b] {
@@ -387,6 +400,12 @@ fn an_interface_of_another_plugin_is_adopted_and_given_back() {
         net.check(&a).unwrap();
         net.check(&b).unwrap();
         all_reach(&node);
+
+        if mode == "tc" {
+            let name = host_link(&node, &a).name.to_string();
+            output(&node.host, "tc", &["filter", "del", "dev", &name, "ingress"]);
+            until("the agent has attached it again", || net.check(&a).is_ok());
+        }
 
         // In its own DEL, which comes first, podwire gives the interface back as it was.
         let link = host_link(&node, &a);
