@@ -61,7 +61,7 @@ fn transfer(from: Place<'_>, to: SocketAddr) -> bool {
 /// Megabits per second that one connection carries.
 fn goodput(from: Place<'_>, to: Place<'_>, address: IpAddr) -> f64 {
     let sink = to.run(|| TcpSink::start(SocketAddr::new(address, 0))).unwrap();
-    let flood = || tcp_flood(sink.address(), Duration::from_millis(1200));
+    let flood = || tcp_flood(sink.address(), Duration::from_millis(800));
     from.run(flood).unwrap().bits_per_second() / 1e6
 }
 
@@ -127,9 +127,23 @@ fn bandwidth_limits_what_a_pod_sends_and_what_it_receives() {
         until("the limits are noticed", || limited.endpoint(&node).delivery == Delivery::Stack);
         net.check(&limited).unwrap();
 
-        let within = |what: &str, limit: f64, found: f64| {
-            println!("{name}: {what}: {found:.1} Mbit/s of {limit}");
-            assert!(found < 1.3 * limit && found > 0.4 * limit, "{what}: {found} of {limit}");
+        // A machine with much else to do may be slow at times; faster than the limit it never is.
+        let within = |what: &str, limit: f64, measure: &dyn Fn() -> f64| {
+            let reached = (0..5).any(|_| {
+                let found = measure();
+                println!("{name}: {what}: {found:.1} Mbit/s of {limit}");
+                assert!(found < 1.3 * limit, "{what}: {found} of {limit}");
+                found > 0.4 * limit
+            });
+            assert!(reached, "{what}: slower than {limit}");
+        };
+        let unlimited = |what: &str, measure: &dyn Fn() -> f64| {
+            let reached = (0..5).any(|_| {
+                let found = measure();
+                println!("{name}: {what}: {found:.1} Mbit/s");
+                found > 5.0 * EGRESS
+            });
+            assert!(reached, "{what}: limited");
         };
         let measure = |what: &str, node: &Node| {
             let (host, pod) = (Place::Node(&node.host), Place::Pod(&limited.pod));
@@ -137,17 +151,16 @@ fn bandwidth_limits_what_a_pod_sends_and_what_it_receives() {
                 limited.addresses().into_iter().zip(a.addresses()).zip(routers())
             {
                 let peer = Place::Pod(&a.pod);
-                within(&format!("{what}, pod to {own}"), INGRESS, goodput(peer, pod, own));
-                within(&format!("{what}, {own} to pod"), EGRESS, goodput(pod, peer, other));
-                within(&format!("{what}, node to {own}"), INGRESS, goodput(host, pod, own));
-                within(&format!("{what}, {own} to node"), EGRESS, goodput(pod, host, router));
+                within(&format!("{what}, pod to {own}"), INGRESS, &|| goodput(peer, pod, own));
+                within(&format!("{what}, {own} to pod"), EGRESS, &|| goodput(pod, peer, other));
+                within(&format!("{what}, node to {own}"), INGRESS, &|| goodput(host, pod, own));
+                within(&format!("{what}, {own} to node"), EGRESS, &|| goodput(pod, host, router));
             }
         };
         measure("at first", &node);
         for target in b.addresses() {
-            let found = goodput(Place::Pod(&a.pod), Place::Pod(&b.pod), target);
-            println!("{name}: others, to {target}: {found:.1} Mbit/s");
-            assert!(found > 5.0 * EGRESS, "{found}");
+            let others = || goodput(Place::Pod(&a.pod), Place::Pod(&b.pod), target);
+            unlimited(&format!("others, to {target}"), &others);
         }
         let targets: Vec<IpAddr> = a.addresses().into_iter().chain(routers()).collect();
         assert_reach(&limited.pod, &targets);
@@ -168,8 +181,8 @@ fn bandwidth_limits_what_a_pod_sends_and_what_it_receives() {
             net.check(&limited).unwrap();
             assert_reach(&limited.pod, &targets);
             for own in limited.addresses() {
-                let found = goodput(Place::Pod(&a.pod), Place::Pod(&limited.pod), own);
-                within("after a restart", INGRESS, found);
+                let to_limited = || goodput(Place::Pod(&a.pod), Place::Pod(&limited.pod), own);
+                within("after a restart", INGRESS, &to_limited);
             }
             assert_reverse_path_filter_is_named(&node, &limited, &a);
 
@@ -179,11 +192,9 @@ fn bandwidth_limits_what_a_pod_sends_and_what_it_receives() {
             let receiver = net.add_with("receiver", &one);
             until("the limit is noticed", || receiver.endpoint(&node).delivery == Delivery::Egress);
             let [peer, pod] = [&a.pod, &receiver.pod].map(Place::Pod);
-            let found = goodput(peer, pod, receiver.addresses()[0]);
-            within("one limit, to the pod", INGRESS, found);
-            let found = goodput(pod, peer, a.v4);
-            println!("one limit, from the pod: {found:.1} Mbit/s");
-            assert!(found > 5.0 * EGRESS, "{found}");
+            let own = receiver.addresses()[0];
+            within("one limit, to the pod", INGRESS, &|| goodput(peer, pod, own));
+            unlimited("one limit, from the pod", &|| goodput(pod, peer, a.v4));
             net.delete(&receiver);
         }
         assert_eq!(node.drops(), [] as [&str; 0]);
