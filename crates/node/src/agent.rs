@@ -222,7 +222,7 @@ impl Shared {
             slots: *slots,
             pools: self.node.pools(),
             attach: *attach,
-            problems: diagnose(&Facts::gather(node.router, pod_cidrs)),
+            problems: diagnose(&Facts::gather(node.router, pod_cidrs, self.node.count_by_link())),
             repairs: self.repairs.clone(),
         }
     }

@@ -128,13 +128,22 @@ impl Datapath for KernelDatapath {
         let there = rows.iter().find(|(number, _)| *number == slot).map(|(_, row)| row);
         let told = |row: Option<&Row>| row.map_or_else(|| "empty".to_owned(), tell);
         expect(format!("datapath slot {slot}"), tell(row), told(there));
+        let link_leads_to = self.0.tables().slot_of_link(row.ifindex)?;
+        expect(
+            format!("datapath entry of interface {}", row.ifindex),
+            format!("slot {slot}"),
+            link_leads_to.map_or_else(|| "nothing".to_owned(), |number| format!("slot {number}")),
+        );
+        let generation = self.0.tables().endpoints()?.into_iter().find(|one| one.slot == slot);
+        let generation = generation.map_or(0, |one| one.generation);
         let ipcache = self.0.tables().ipcache()?;
         for address in row.addresses.iter() {
             let entry = ipcache.iter().find(|entry| entry.address == address);
-            let is = match entry.map(|entry| entry.slot) {
+            let is = match entry.map(|entry| (entry.slot, entry.generation)) {
                 None => "nothing".to_owned(),
-                Some(None) => "no slot".to_owned(),
-                Some(Some(number)) => format!("slot {number}"),
+                Some((None, _)) => "no slot".to_owned(),
+                Some((Some(number), of)) if of == generation => format!("slot {number}"),
+                Some((Some(number), _)) => format!("slot {number}, of another generation"),
             };
             expect(format!("ipcache entry of {address}"), format!("slot {slot}"), is);
         }
