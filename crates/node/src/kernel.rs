@@ -1,6 +1,7 @@
 use std::collections::HashMap;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use podwire_api::{AttachMode, Delivery, Difference, Disciplines, Interface, Mac};
 use podwire_datapath::{self as datapath, Attached, By};
@@ -194,6 +195,10 @@ pub(crate) struct KernelLinks {
     gone: Arc<Gone>,
 }
 
+/// How long deletions gather while many are asked for at a time. Of 3, 5, 8 and 12 ms the last gave the
+/// most deletions a second, 16 callers at a time on two processors: each batch costs processor time.
+const DELETION_SPACING: Duration = Duration::from_millis(12);
+
 /// How a deletion ended, for all links of its batch.
 type Deleted = Result<(), Arc<Source>>;
 
@@ -233,7 +238,7 @@ impl KernelLinks {
                 removed.map_err(|error| Arc::new(error.into()))
             }
         });
-        let deletions = Worker::start_all("podwire-links", deletions)?;
+        let deletions = Worker::start_all("podwire-links", DELETION_SPACING, deletions)?;
         Ok(Self { deletions, gone: Arc::default() })
     }
 }

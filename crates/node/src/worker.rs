@@ -2,6 +2,7 @@ use std::iter;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 /// A thread that does what several callers ask for at the same time as one act: whatever has
 /// gathered while it was busy is its next batch.
@@ -23,16 +24,19 @@ impl<J: Send + 'static, R: Clone + Send + 'static> Worker<J, R> {
         name: &str,
         act: impl FnMut(Vec<J>) -> R + Send + 'static,
     ) -> std::io::Result<Self> {
-        Self::start_all(name, [act])
+        Self::start_all(name, Duration::ZERO, [act])
     }
 
     /// Starts a thread for each of these, for acts that mostly wait, so that several may be under way.
+    /// After a batch of several jobs the next begins no sooner than `spacing` after it: callers that
+    /// come together come together again, and batches are worth more the larger they are.
     pub(crate) fn start_all<A: FnMut(Vec<J>) -> R + Send + 'static>(
         name: &str,
+        spacing: Duration,
         acts: impl IntoIterator<Item = A>,
     ) -> std::io::Result<Self> {
         let (jobs, queue) = mpsc::channel();
-        let queue = Arc::new(Mutex::new(queue));
+        let queue = Arc::new(Queue { waiting: Mutex::new((queue, None)), spacing });
         let mut worker = Self { jobs: Some(jobs), threads: Vec::new() };
         for act in acts {
             let queue = queue.clone();
@@ -89,7 +93,12 @@ impl<J, R> Drop for Worker<J, R> {
 }
 
 /// Where jobs wait for a thread.
-type Queue<J, R> = Mutex<Receiver<(J, Sender<R>)>>;
+struct Queue<J, R> {
+    waiting: Mutex<(Receiver<(J, Sender<R>)>, Option<Instant>)>,
+    /// After a batch of several, the next begins no sooner than this after that one began: callers that
+    /// come together come together again.
+    spacing: Duration,
+}
 
 fn serve<J, R: Clone>(queue: &Queue<J, R>, mut act: impl FnMut(Vec<J>) -> R) {
     while let Some((jobs, replies)) = next_batch(queue) {
@@ -103,9 +112,15 @@ fn serve<J, R: Clone>(queue: &Queue<J, R>, mut act: impl FnMut(Vec<J>) -> R) {
 
 /// Waits for a job, and takes those that have gathered. `None` when there will be no more.
 fn next_batch<J, R>(queue: &Queue<J, R>) -> Option<(Vec<J>, Vec<Sender<R>>)> {
-    let queue = queue.lock().unwrap_or_else(PoisonError::into_inner);
-    let first = queue.recv().ok()?;
-    Some(iter::once(first).chain(queue.try_iter().take(BATCH - 1)).unzip())
+    let mut waiting = queue.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+    let (jobs, crowded) = &mut *waiting;
+    let first = jobs.recv().ok()?;
+    if let Some(began) = crowded {
+        thread::sleep(queue.spacing.saturating_sub(began.elapsed()));
+    }
+    let batch: Vec<_> = iter::once(first).chain(jobs.try_iter().take(BATCH - 1)).collect();
+    *crowded = (batch.len() > 1).then(Instant::now);
+    Some(batch.into_iter().unzip())
 }
 
 #[cfg(test)]
