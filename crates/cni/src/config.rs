@@ -5,7 +5,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::json::{kind, parse_object};
+use crate::json::{kind, null_as_default, parse_object};
 use crate::types::{Dns, Object, Success};
 use crate::{Attachment, Code, Error, NetworkName, SpecVersion};
 
@@ -198,11 +198,34 @@ pub struct RuntimeConfig {
     /// `ips`: the addresses that the interface shall have. One without prefix length gets the full
     /// length of its family.
     pub ips: Vec<IpNetwork>,
+    /// `dns`: what the container's resolver shall be told, in place of what the configuration says.
+    pub dns: Option<Dns>,
     /// `io.kubernetes.cri.pod-annotations`: the annotations of the pod.
     pub pod_annotations: BTreeMap<String, String>,
     /// The whole object, for the capabilities that this crate does not interpret: `portMappings`,
     /// `bandwidth` and the like.
     pub object: Object,
+}
+
+/// The capability names its fields otherwise than results do
+/// (CONVENTIONS.md of the specification's repository).
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct RuntimeDns {
+    #[serde(deserialize_with = "null_as_default")]
+    servers: Vec<String>,
+    #[serde(deserialize_with = "null_as_default")]
+    searches: Vec<String>,
+    #[serde(deserialize_with = "null_as_default")]
+    options: Vec<String>,
+}
+
+impl From<RuntimeDns> for Dns {
+    fn from(dns: RuntimeDns) -> Self {
+        let mut to = Self::default();
+        (to.nameservers, to.search, to.options) = (dns.servers, dns.searches, dns.options);
+        to
+    }
 }
 
 impl RuntimeConfig {
@@ -228,11 +251,13 @@ impl RuntimeConfig {
                 })
             })
             .collect::<Result<_, _>>()?;
+        let dns: Option<RuntimeDns> = field(&object, "dns").map_err(in_runtime)?;
         let pod_annotations: Option<BTreeMap<String, String>> =
             field(&object, "io.kubernetes.cri.pod-annotations").map_err(in_runtime)?;
         Ok(Self {
             mac: mac.filter(|mac| !mac.is_empty()),
             ips,
+            dns: dns.map(Dns::from),
             pod_annotations: pod_annotations.unwrap_or_default(),
             object,
         })

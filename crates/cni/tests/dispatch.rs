@@ -401,6 +401,7 @@ fn the_input_is_checked_before_anything_is_called() {
         ),
         (br#"{"name":"net","runtimeConfig":{"ips":["x"]}}"#, 7, "\"x\""),
         (br#"{"name":"net","runtimeConfig":{"mac":1}}"#, 7, "mac 1"),
+        (br#"{"name":"net","runtimeConfig":{"dns":{"servers":"x"}}}"#, 7, "dns"),
         (
             br#"{"name":"net","runtimeConfig":{"io.kubernetes.cri.pod-annotations":{"a":1}}}"#,
             7,

@@ -191,6 +191,7 @@ fn a_configuration_as_a_runtime_gives_it() {
             "mac": "00:11:22:33:44:66",
             "ips": ["10.1.0.9/16", "fd00::9"],
             "portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}],
+            "dns": {"servers": ["10.1.0.2"], "searches": ["svc.local"], "options": null},
             "io.kubernetes.cri.pod-annotations": {"podwire.io/pool": "blue"},
         },
         "prevResult": {"ips": [{"address": "10.1.0.5/16", "interface": 0}], "interfaces": [{"name": "eth0"}]},
@@ -208,6 +209,11 @@ fn a_configuration_as_a_runtime_gives_it() {
     assert_eq!(ips, ["10.1.0.9/16", "fd00::9/128"]);
     assert_eq!(runtime.pod_annotations["podwire.io/pool"], "blue");
     assert_eq!(runtime.object["portMappings"][0]["hostPort"], 8080);
+    let dns = runtime.dns.as_ref().unwrap();
+    assert_eq!(
+        (&dns.nameservers[..], &dns.search[..]),
+        (&["10.1.0.2".into()][..], &["svc.local".into()][..])
+    );
     let prev_result = config.prev_result().unwrap().unwrap();
     assert_eq!(prev_result.interface_of(&prev_result.ips[0]).unwrap().name, "eth0");
     assert_eq!(Value::Object(config.object().clone()), text);
@@ -215,10 +221,11 @@ fn a_configuration_as_a_runtime_gives_it() {
     let nulls = json!({
         "cniVersion": "1.0.0", "name": "dbnet", "type": "x", "dns": null, "args": null,
         "prevResult": null,
-        "runtimeConfig": {"io.kubernetes.cri.pod-annotations": null, "mac": null, "ips": null},
+        "runtimeConfig": {"io.kubernetes.cri.pod-annotations": null, "mac": null, "ips": null, "dns": null},
     });
     let config = NetworkConfig::parse(nulls.to_string().as_bytes()).unwrap();
     assert!(config.runtime().pod_annotations.is_empty());
+    assert!(config.runtime().dns.is_none());
     assert!(config.runtime().mac.is_none() && config.runtime().ips.is_empty());
     assert_eq!(config.prev_result(), Ok(None));
     assert!(config.dns().unwrap().is_empty());

@@ -63,6 +63,8 @@ pub struct IpcacheRow {
     pub identity: u32,
     /// The slot of a local endpoint.
     pub slot: Option<u32>,
+    /// The slot's generation when this was written: nothing is delivered by an entry of another one.
+    pub generation: u32,
 }
 
 /// One direction of a flow that the host stack carries.
@@ -169,10 +171,20 @@ impl Tables {
                 address: address.into(),
                 identity: entry.identity,
                 slot: (entry.slot != IpcacheEntry::NO_SLOT).then_some(entry.slot),
+                generation: entry.generation,
             })
             .collect();
         rows.sort_by_key(|row| row.address);
         Ok(rows)
+    }
+
+    /// The slot that a host link leads to, by the interface's index.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be read.
+    pub fn slot_of_link(&self, ifindex: u32) -> Result<Option<u32>> {
+        Ok(self.links.get(&ifindex)?)
     }
 
     /// Notes who sends the flows that the table holds: programs of an earlier version did not.

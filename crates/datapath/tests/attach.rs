@@ -89,6 +89,26 @@ fn an_endpoint_is_added_by_filters_and_moved_to_links() {
 
 #[test]
 #[ignore = "needs root: loads programs in a namespace of its own"]
+fn where_nothing_is_said_an_endpoint_stays_on_what_it_was_added_by() {
+    on_node(|node| {
+        let (a, b, datapath) = (node.a, node.b, &node.datapath);
+        let by_link = EndpointConfig { by: By::Link, ..Node::config("pwb", &b) };
+        datapath.add_endpoint(&by_link).unwrap();
+        for _ in 0..2 {
+            for (name, index, programs) in [("pwa", a.ifindex, (0, 2)), ("pwb", b.ifindex, (2, 0))]
+            {
+                datapath.attach(name, index).unwrap();
+                assert_eq!(datapath.refresh(name, index).unwrap(), Attached::InPlace);
+                assert_eq!(attached(index), programs, "{name}");
+                let whole = datapath.attached(name, index).unwrap();
+                assert!(whole.iter().all(|(_, is)| *is), "{name}: {whole:?}");
+            }
+        }
+    });
+}
+
+#[test]
+#[ignore = "needs root: loads programs in a namespace of its own"]
 fn a_restart_in_the_other_way_leaves_nothing_of_the_former() {
     on_node(|node| {
         let a = node.a;
@@ -211,7 +231,7 @@ fn full_slots_and_other_sizes_are_named() {
     podwire_lab::Host::new().unwrap().run(|| {
         let small = Options { slots: 1, ..Options::new(BPFFS) };
         let datapath = Datapath::open(&small).unwrap();
-        let config = |ifindex, address: &str| podwire_datapath::EndpointConfig {
+        let config = |ifindex, address: &str| EndpointConfig {
             host_link: "lo".to_owned(),
             ifindex,
             mac: [2, 0, 0, 0, 0, 1],
@@ -219,7 +239,7 @@ fn full_slots_and_other_sizes_are_named() {
             addresses: vec![address.parse().unwrap()],
             delivery: podwire_datapath::Delivery::Peer,
             interface: podwire_datapath::Interface::Own,
-            by: podwire_datapath::By::Filter,
+            by: By::Filter,
         };
         datapath.add_endpoint(&config(1, "10.1.0.2")).unwrap();
         let error = datapath.add_endpoint(&config(2, "10.1.0.3")).unwrap_err();

@@ -28,6 +28,7 @@ const FATES: [(Hook, &[Reason]); 3] = [
             Reason::ToStackExpired,
             Reason::AnsweredArp,
             Reason::AnsweredNeighbour,
+            Reason::PassedToLink,
             Reason::UnknownLink,
             Reason::NotReady,
             Reason::Malformed,

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 use podwire_api::{AgentConfig, Client, Difference, Endpoint, EndpointId};
-use podwire_netlink::{IfIndex, Link, MacAddr, NeighbourState, Route, RouteFilter};
+use podwire_netlink::{IfIndex, Link, MacAddr, Neighbour, Route, RouteFilter};
 use podwire_netns::Netns;
 
 use crate::{
@@ -55,7 +55,9 @@ pub fn check(
     }
     if let Some(peer) = &peer {
         check_interface(&mut findings, id, peer, host.as_ref(), &host_name, expected);
-        check_container(&mut findings, &mut sockets, id, peer.index, &config, expected)?;
+        let gateway_mac = host.as_ref().and_then(|host| host.mac);
+        let container = Container { index: peer.index, gateway_mac };
+        check_container(&mut findings, &mut sockets, id, container, &config, expected)?;
     } else {
         findings.missing(id.ifname.as_str(), "the container's interface");
     }
@@ -153,11 +155,18 @@ fn check_agent(
     Ok(())
 }
 
+/// The container's interface, and the MAC that its gateway must have.
+#[derive(Clone, Copy)]
+struct Container {
+    index: IfIndex,
+    gateway_mac: Option<MacAddr>,
+}
+
 fn check_container(
     findings: &mut Findings,
     sockets: &mut Sockets,
     id: &EndpointId,
-    index: IfIndex,
+    Container { index, gateway_mac }: Container,
     config: &AgentConfig,
     expected: &Expected,
 ) -> Result<()> {
@@ -177,11 +186,13 @@ fn check_container(
             let text = format!("route {}{via}", wanted.destination);
             findings.expect(ifname, &text, there, || "no such route".into());
         }
+        // One that is gone is no difference: the kernel drops it when the MAC changes, as the tuning
+        // plugin has it do, and the datapath answers who asks for the gateway.
         let neighbour = neighbours.iter().find(|neighbour| neighbour.address == gateway);
-        let there = neighbour.is_some_and(|n| n.state == NeighbourState::PERMANENT);
-        findings.expect(ifname, &format!("permanent neighbour {gateway}"), there, || {
-            neighbour.map_or("no such neighbour".into(), |n| format!("state {:?}", n.state))
-        });
+        if let (Some(Neighbour { mac: Some(found), .. }), Some(wanted)) = (neighbour, gateway_mac) {
+            let text = format!("neighbour {gateway} at {wanted}");
+            findings.expect(ifname, &text, *found == wanted, || found.to_string());
+        }
     }
     Ok(())
 }

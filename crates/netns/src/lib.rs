@@ -8,4 +8,4 @@ mod veth;
 
 pub use error::{Error, Taken};
 pub use netns::{Netns, NetnsInode};
-pub use veth::{LEAVING_GROUP, UNFINISHED_GROUP, Veth, VethEnd, VethSpec, create_veth};
+pub use veth::{LEAVING_GROUPS, UNFINISHED_GROUP, Veth, VethEnd, VethSpec, create_veth};

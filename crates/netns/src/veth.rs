@@ -18,9 +18,14 @@ use crate::{Error, Netns};
 /// known for unfinished by this. Nothing else should use the number.
 pub const UNFINISHED_GROUP: u32 = 0x7077_0001;
 
-/// The group of host's ends that go together ([`Netlink::remove_links`]). Nothing else should use the
-/// number.
-pub const LEAVING_GROUP: NonZeroU32 = NonZeroU32::new(0x7077_0002).expect("not zero");
+/// Groups of host's ends that go together ([`Netlink::remove_links`]); each deletion that is under way
+/// has one to itself. Nothing else should use the numbers.
+pub const LEAVING_GROUPS: [NonZeroU32; 4] = [
+    NonZeroU32::new(0x7077_0010).expect("not zero"),
+    NonZeroU32::new(0x7077_0011).expect("not zero"),
+    NonZeroU32::new(0x7077_0012).expect("not zero"),
+    NonZeroU32::new(0x7077_0013).expect("not zero"),
+];
 
 /// A veth pair to be created.
 #[derive(Debug, Clone, Copy)]

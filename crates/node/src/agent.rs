@@ -16,7 +16,7 @@ use tokio::net::UnixListener;
 use tokio::runtime::{Builder, Runtime};
 
 use crate::error::chain;
-use crate::kernel::{KernelDatapath, KernelLinks};
+use crate::kernel::{Gone, KernelDatapath, KernelLinks};
 use crate::node::Node;
 use crate::problem::{Facts, diagnose};
 use crate::restore::{Restored, restore};
@@ -39,6 +39,7 @@ pub struct Agent {
     shared: Arc<Shared>,
     listener: StdListener,
     socket: PathBuf,
+    gone: Arc<Gone>,
 }
 
 /// What every request may look at.
@@ -117,6 +118,7 @@ impl Agent {
             object: "a thread".into(),
             source: source.into(),
         })?;
+        let gone = links.gone();
         let links: Arc<dyn Links> = Arc::new(links);
 
         let Restored { endpoints, repairs } = restore(
@@ -145,7 +147,7 @@ impl Agent {
             Node::new(agent.node.clone(), allocator, endpoints, opened.store, datapath, links)?;
         let listener = bind(&socket)?;
         let shared = Arc::new(Shared { node, config: agent, repairs });
-        Ok(Self { shared, listener, socket })
+        Ok(Self { shared, listener, socket, gone })
     }
 
     /// The socket that clients are answered on.
@@ -170,11 +172,13 @@ impl Agent {
         let expiry = tokio::spawn(expire(self.shared.clone()));
         let attaching = tokio::spawn(attach(self.shared.clone()));
         let watcher = tokio::spawn(watch::follow(self.shared.clone()));
+        let teller = tokio::spawn(watch::tell(self.gone));
         tracing::info!(socket = %self.socket.display(), "ready");
         server::serve(listener, self.shared, stop).await;
         expiry.abort();
         attaching.abort();
         watcher.abort();
+        teller.abort();
         // Who finds no socket knows at once that nobody listens.
         if let Err(error) = fs::remove_file(&self.socket) {
             tracing::warn!(%error, "removing the socket");
@@ -218,7 +222,7 @@ impl Shared {
             slots: *slots,
             pools: self.node.pools(),
             attach: *attach,
-            problems: diagnose(&Facts::gather(node.router, pod_cidrs)),
+            problems: diagnose(&Facts::gather(node.router, pod_cidrs, self.node.count_by_link())),
             repairs: self.repairs.clone(),
         }
     }

@@ -1,4 +1,6 @@
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use podwire_api::{AttachMode, Delivery, Difference, Disciplines, Interface, Mac};
 use podwire_datapath::{self as datapath, Attached, By};
@@ -8,7 +10,7 @@ use podwire_netlink::{
     tc::{self, Foreign},
 };
 use podwire_netns::{
-    LEAVING_GROUP,
+    LEAVING_GROUPS,
     sysctl::{self, Key},
 };
 
@@ -126,13 +128,22 @@ impl Datapath for KernelDatapath {
         let there = rows.iter().find(|(number, _)| *number == slot).map(|(_, row)| row);
         let told = |row: Option<&Row>| row.map_or_else(|| "empty".to_owned(), tell);
         expect(format!("datapath slot {slot}"), tell(row), told(there));
+        let link_leads_to = self.0.tables().slot_of_link(row.ifindex)?;
+        expect(
+            format!("datapath entry of interface {}", row.ifindex),
+            format!("slot {slot}"),
+            link_leads_to.map_or_else(|| "nothing".to_owned(), |number| format!("slot {number}")),
+        );
+        let generation = self.0.tables().endpoints()?.into_iter().find(|one| one.slot == slot);
+        let generation = generation.map_or(0, |one| one.generation);
         let ipcache = self.0.tables().ipcache()?;
         for address in row.addresses.iter() {
             let entry = ipcache.iter().find(|entry| entry.address == address);
-            let is = match entry.map(|entry| entry.slot) {
+            let is = match entry.map(|entry| (entry.slot, entry.generation)) {
                 None => "nothing".to_owned(),
-                Some(None) => "no slot".to_owned(),
-                Some(Some(number)) => format!("slot {number}"),
+                Some((None, _)) => "no slot".to_owned(),
+                Some((Some(number), of)) if of == generation => format!("slot {number}"),
+                Some((Some(number), _)) => format!("slot {number}, of another generation"),
             };
             expect(format!("ipcache entry of {address}"), format!("slot {slot}"), is);
         }
@@ -179,17 +190,51 @@ fn tell(row: &Row) -> String {
 #[derive(Debug)]
 pub(crate) struct KernelLinks {
     /// The kernel waits for grace periods when links go, once for all that go together.
-    deletions: Worker<IfIndex, Result<(), Arc<Source>>>,
+    deletions: Worker<IfIndex, Deleted>,
+    gone: Arc<Gone>,
+}
+
+/// How a deletion ended, for all links of its batch.
+type Deleted = Result<(), Arc<Source>>;
+
+/// Who waits for which link to be gone.
+///
+/// A request to delete links returns when the kernel has freed all that belonged to them, which takes
+/// it one or two grace periods more (`netdev_run_todo` in net/core/dev.c). They are gone earlier: the
+/// kernel tells so when nobody finds them any more and a grace period has passed since
+/// (`unregister_netdevice_many_notify`).
+#[derive(Debug, Default)]
+pub(crate) struct Gone(Mutex<HashMap<IfIndex, Sender<Deleted>>>);
+
+impl Gone {
+    /// The kernel has told that a link is gone.
+    pub(crate) fn tell(&self, index: IfIndex) {
+        if let Some(waiting) = self.lock().remove(&index) {
+            // The thread that deletes it may have been faster.
+            let _ = waiting.send(Ok(()));
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<IfIndex, Sender<Deleted>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl KernelLinks {
+    /// Who is to be told when the kernel tells that a link is gone; without that a deletion takes longer.
+    pub(crate) fn gone(&self) -> Arc<Gone> {
+        self.gone.clone()
+    }
+
     pub(crate) fn new() -> std::io::Result<Self> {
-        let deletions = Worker::start("podwire-links", |links: Vec<IfIndex>| {
-            let removed =
-                Netlink::open().and_then(|mut host| host.remove_links(&links, LEAVING_GROUP));
-            removed.map_err(|error| Arc::new(error.into()))
-        })?;
-        Ok(Self { deletions })
+        let deletions = LEAVING_GROUPS.map(|group| {
+            move |links: Vec<IfIndex>| {
+                let removed = Netlink::open().and_then(|mut host| host.remove_links(&links, group));
+                removed.map_err(|error| Arc::new(error.into()))
+            }
+        });
+        let deletions = Worker::start_all("podwire-links", deletions)?;
+        Ok(Self { deletions, gone: Arc::default() })
     }
 }
 
@@ -205,9 +250,13 @@ impl Links for KernelLinks {
 
     fn delete(&self, index: u32) -> Result<(), Source> {
         let Some(index) = IfIndex::new(index) else { return Ok(()) };
-        let removed =
-            self.deletions.call(index).ok_or("the thread that deletes links has ended")?;
-        removed.map_err(|error| chain(&**error).into())
+        let (deletion, reply) = self.deletions.begin_or_hear(index);
+        self.gone.lock().insert(index, reply);
+        let deleted = deletion.wait();
+        self.gone.lock().remove(&index);
+        deleted
+            .ok_or("the thread that deletes links has ended")?
+            .map_err(|error| chain(&**error).into())
     }
 
     fn peer_mac(&self, index: u32) -> Result<Option<Mac>, Source> {

@@ -207,22 +207,24 @@ impl Node {
     }
 
     /// Looks at links that may have changed: where something foreign came or went, packets are
-    /// delivered otherwise.
+    /// delivered otherwise, but to interfaces of others, and where programs of ours were taken off they
+    /// are attached again.
     pub(crate) fn links_changed(&self, indices: &[u32]) -> Result<(), Error> {
-        let known: Vec<u32> = {
+        let known: Vec<(u32, Interface)> = {
             let endpoints = self.endpoints();
-            let is_own = |one: &Endpoint| one.interface == Interface::Own;
-            let ours =
-                |index: &&u32| endpoints.values().any(|one| one.ifindex == **index && is_own(one));
-            indices.iter().filter(ours).copied().collect()
+            let of = |index: &u32| endpoints.values().find(|one| one.ifindex == *index);
+            indices.iter().filter_map(of).map(|one| (one.ifindex, one.interface)).collect()
         };
         if known.is_empty() {
             return Ok(());
         }
-        let hanging = self.links.survey(&known).map_err(look_at("what hangs on the links"))?;
-        for index in known {
+        let indices: Vec<u32> = known.iter().map(|(index, _)| *index).collect();
+        let hanging = self.links.survey(&indices).map_err(look_at("what hangs on the links"))?;
+        for (index, interface) in known {
             let delivery = hanging.foreign.get(&index).copied().unwrap_or(Delivery::Peer);
-            if let Some(id) = self.set_delivery(index, delivery)? {
+            if interface == Interface::Own
+                && let Some(id) = self.set_delivery(index, delivery)?
+            {
                 tracing::info!(%id, ?delivery, "delivery changed");
             }
             if !hanging.ours.contains(&index)
@@ -479,6 +481,13 @@ impl Node {
 
     pub(crate) fn count(&self) -> usize {
         self.endpoints().len()
+    }
+
+    /// Endpoints that send by their own host link into the stack.
+    pub(crate) fn count_by_link(&self) -> usize {
+        let by_link =
+            |one: &&Endpoint| one.interface == Interface::Own && one.delivery == Delivery::Stack;
+        self.endpoints().values().filter(by_link).count()
     }
 
     /// All leases, sorted by owner.

@@ -18,6 +18,10 @@ pub(crate) struct Facts {
     pub(crate) disabled_v6: Option<i64>,
     /// The larger of `rp_filter` of all links and of the router link.
     pub(crate) rp_filter: Option<i64>,
+    /// That of all links, which no link can switch off for itself.
+    pub(crate) rp_filter_of_all: Option<i64>,
+    /// How many pods' packets reach the stack by their host links, which have no address.
+    pub(crate) by_link: usize,
     /// Ends of the router pair that are missing or down.
     pub(crate) router_down: Vec<&'static str>,
     /// Pod prefixes whose route does not lead over the router link.
@@ -29,10 +33,10 @@ pub(crate) struct Facts {
 impl Facts {
     /// Looks at the agent's namespace. What cannot be read is taken to be well: a status that
     /// guesses is worse than one that misses something.
-    pub(crate) fn gather(router: Router, pod_cidrs: &[IpNetwork]) -> Self {
+    pub(crate) fn gather(router: Router, pod_cidrs: &[IpNetwork], by_link: usize) -> Self {
         let own =
             |family: &str, name: &str| sysctl(&format!("net/{family}/conf/{ROUTER_HOST}/{name}"));
-        let rp_filter = sysctl("net/ipv4/conf/all/rp_filter").max(own("ipv4", "rp_filter"));
+        let rp_filter_of_all = sysctl("net/ipv4/conf/all/rp_filter");
         let (router_down, unrouted) = look_at_links(pod_cidrs).unwrap_or_default();
         Self {
             v4: router.v4.is_some(),
@@ -40,7 +44,9 @@ impl Facts {
             forwarding_v4: [sysctl("net/ipv4/ip_forward"), own("ipv4", "forwarding")],
             forwarding_v6: [sysctl("net/ipv6/conf/all/forwarding"), own("ipv6", "forwarding")],
             disabled_v6: own("ipv6", "disable_ipv6"),
-            rp_filter,
+            rp_filter: rp_filter_of_all.max(own("ipv4", "rp_filter")),
+            rp_filter_of_all,
+            by_link,
             router_down,
             unrouted,
             dropping: netfilter::dropping_chains().unwrap_or_default(),
@@ -111,6 +117,19 @@ pub(crate) fn diagnose(facts: &Facts) -> Vec<Problem> {
             format!(
                 "remove the route that took its place (ip route show {cidr}), then restart podwired"
             ),
+        );
+    }
+    if let Some(mode @ 1..) = facts.rp_filter_of_all
+        && facts.v4
+        && facts.by_link > 0
+    {
+        let name = "net.ipv4.conf.all.rp_filter";
+        tell(
+            Effect::Possible,
+            format!("{name} is {mode}"),
+            "the kernel drops all that comes by a host link over IPv4, by which pods send whose \
+             rate is limited",
+            format!("sysctl -w {name}=0, and set rp_filter of the links that need it instead"),
         );
     }
     for chain in facts.dropping.iter().filter(|chain| concerns(chain, facts) && !chain.knows_router)
@@ -208,6 +227,8 @@ mod tests {
             forwarding_v6: [Some(1); 2],
             disabled_v6: Some(0),
             rp_filter: Some(2),
+            rp_filter_of_all: Some(2),
+            by_link: 0,
             router_down: Vec::new(),
             unrouted: Vec::new(),
             dropping: Vec::new(),
@@ -257,6 +278,7 @@ mod tests {
         one(Facts { router_down: vec![ROUTER_NET], ..well() }, ROUTER_NET, "restart podwired");
         let cidr = "10.1.0.0/24".parse().unwrap();
         one(Facts { unrouted: vec![cidr], ..well() }, "10.1.0.0/24", "ip route show");
+        one(Facts { by_link: 1, ..well() }, "all.rp_filter is 2", "all.rp_filter=0");
         let chain = vec![dropping(ChainFamily::V4)];
         one(Facts { dropping: chain, ..well() }, "FORWARD", "nft insert rule ip filter FORWARD");
         one(Facts { legacy_filter: true, ..well() }, "iptables-legacy", "iptables-legacy -S");

@@ -31,6 +31,9 @@ pub(crate) fn set_up(config: &Config, routers: Router) -> Result<Pair, Error> {
     switch_forwarding_on(&mut netlink, routers)?;
     let (host, net) = pair(&mut netlink, config)?;
     arrange(&mut netlink, config, (&host, &net), routers)?;
+    if routers.v4.is_some() {
+        switch_redirects_off()?;
+    }
     let mac =
         |link: &Link| link.mac.ok_or_else(|| trouble("read the MAC of", &link.name)("it has none"));
     Ok(Pair {
@@ -78,6 +81,14 @@ fn switch_forwarding_on(netlink: &mut Netlink, routers: Router) -> Result<(), Er
         ensure("net/ipv6/conf/all/forwarding", "1")?;
     }
     Ok(())
+}
+
+/// What goes from pod to pod by the stack leaves by the link it came by, and the kernel would tell the
+/// sender of a shorter way, on which nobody answers. It looks at the larger of the link's own setting
+/// and that of all, so that must be off; other links keep their own.
+fn switch_redirects_off() -> Result<(), Error> {
+    ensure(&format!("net/ipv4/conf/{ROUTER_HOST}/send_redirects"), "0")?;
+    ensure("net/ipv4/conf/all/send_redirects", "0")
 }
 
 /// Interfaces that may learn something from router advertisements: hardware, and those with a
@@ -178,7 +189,7 @@ fn arrange(
 
 fn desired(config: &Config, host: IfIndex, net: IfIndex, routers: Router) -> Desired {
     // Without a link-local address the kernel sends no multicast of its own into the datapath, and
-    // no redirects to pods.
+    // no IPv6 redirects to pods.
     let state = |index| {
         LinkState::of(index)
             .up()

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use crate::Error;
 use crate::agent::Shared;
 use crate::error::chain;
+use crate::kernel::Gone;
 
 /// Changes come in bursts: a veth that is created and deleted tells a dozen, a shaper three.
 const BURST: Duration = Duration::from_millis(20);
@@ -39,6 +40,25 @@ pub(crate) async fn follow(shared: Arc<Shared>) {
             Err(error) => {
                 tracing::error!(error = chain(&error), "watching links: trying again");
             }
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+/// Tells those who wait for links to go, until it is dropped. Apart from [`follow`], which is busy at
+/// times and lets events gather.
+pub(crate) async fn tell(gone: Arc<Gone>) {
+    loop {
+        match Watch::open(&[Topic::Links]) {
+            Ok(mut watch) => {
+                while let Some(event) = watch.next().await {
+                    if let Event::Absent(Object::Link(link)) = event {
+                        gone.tell(link.index);
+                    }
+                }
+            }
+            // Deletions take longer meanwhile, and are told by the threads that make them.
+            Err(error) => tracing::error!(error = chain(&error), "watching links: trying again"),
         }
         tokio::time::sleep(PAUSE).await;
     }

@@ -1,4 +1,6 @@
+use std::iter;
 use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
 /// A thread that does what several callers ask for at the same time as one act: whatever has
@@ -9,7 +11,7 @@ use std::thread::{self, JoinHandle};
 pub(crate) struct Worker<J, R> {
     /// Only `None` while it is being dropped.
     jobs: Option<Sender<(J, Sender<R>)>>,
-    thread: Option<JoinHandle<()>>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 /// The most that one batch takes, so that the first of it does not wait for a thousand others.
@@ -21,14 +23,25 @@ impl<J: Send + 'static, R: Clone + Send + 'static> Worker<J, R> {
         name: &str,
         act: impl FnMut(Vec<J>) -> R + Send + 'static,
     ) -> std::io::Result<Self> {
+        Self::start_all(name, [act])
+    }
+
+    /// Starts a thread for each of these, for acts that mostly wait, so that several may be under way.
+    pub(crate) fn start_all<A: FnMut(Vec<J>) -> R + Send + 'static>(
+        name: &str,
+        acts: impl IntoIterator<Item = A>,
+    ) -> std::io::Result<Self> {
         let (jobs, queue) = mpsc::channel();
-        // redb's B-tree code and the map calls need little; the default of 2 MiB is address space
-        // that counts in some accounting.
-        let thread = thread::Builder::new()
-            .name(name.to_owned())
-            .stack_size(512 << 10)
-            .spawn(move || serve(&queue, act))?;
-        Ok(Self { jobs: Some(jobs), thread: Some(thread) })
+        let queue = Arc::new(Mutex::new(queue));
+        let mut worker = Self { jobs: Some(jobs), threads: Vec::new() };
+        for act in acts {
+            let queue = queue.clone();
+            // redb's B-tree code and the map calls need little; the default of 2 MiB is address
+            // space that counts in some accounting.
+            let thread = thread::Builder::new().name(name.to_owned()).stack_size(512 << 10);
+            worker.threads.push(thread.spawn(move || serve(&queue, act))?);
+        }
+        Ok(worker)
     }
 
     /// Has `job` done, and waits for it. `None` if the thread has died.
@@ -38,12 +51,17 @@ impl<J: Send + 'static, R: Clone + Send + 'static> Worker<J, R> {
 
     /// Has `job` done meanwhile.
     pub(crate) fn begin(&self, job: J) -> Begun<R> {
+        self.begin_or_hear(job).0
+    }
+
+    /// The same, where somebody else may know earlier than the thread how it ended, and say so.
+    pub(crate) fn begin_or_hear(&self, job: J) -> (Begun<R>, Sender<R>) {
         let (reply, answer) = mpsc::channel();
         if let Some(jobs) = &self.jobs {
             // A thread that has died drops the reply, and the wait ends.
-            let _ = jobs.send((job, reply));
+            let _ = jobs.send((job, reply.clone()));
         }
-        Begun { answer }
+        (Begun { answer }, reply)
     }
 }
 
@@ -63,17 +81,18 @@ impl<R> Begun<R> {
 impl<J, R> Drop for Worker<J, R> {
     fn drop(&mut self) {
         drop(self.jobs.take());
-        if let Some(thread) = self.thread.take() {
+        for thread in self.threads.drain(..) {
             // A panic of the thread has been told to its callers.
             let _ = thread.join();
         }
     }
 }
 
-fn serve<J, R: Clone>(queue: &Receiver<(J, Sender<R>)>, mut act: impl FnMut(Vec<J>) -> R) {
-    while let Ok(first) = queue.recv() {
-        let (jobs, replies): (Vec<J>, Vec<Sender<R>>) =
-            std::iter::once(first).chain(queue.try_iter().take(BATCH - 1)).unzip();
+/// Where jobs wait for a thread.
+type Queue<J, R> = Mutex<Receiver<(J, Sender<R>)>>;
+
+fn serve<J, R: Clone>(queue: &Queue<J, R>, mut act: impl FnMut(Vec<J>) -> R) {
+    while let Some((jobs, replies)) = next_batch(queue) {
         let result = act(jobs);
         for reply in replies {
             // A caller that has gone needs no answer.
@@ -82,10 +101,17 @@ fn serve<J, R: Clone>(queue: &Receiver<(J, Sender<R>)>, mut act: impl FnMut(Vec<
     }
 }
 
+/// Waits for a job, and takes those that have gathered. `None` when there will be no more.
+fn next_batch<J, R>(queue: &Queue<J, R>) -> Option<(Vec<J>, Vec<Sender<R>>)> {
+    let queue = queue.lock().unwrap_or_else(PoisonError::into_inner);
+    let first = queue.recv().ok()?;
+    Some(iter::once(first).chain(queue.try_iter().take(BATCH - 1)).unzip())
+}
+
 #[cfg(test)]
 mod tests {
+    use std::sync::Barrier;
     use std::sync::atomic::{AtomicUsize, Ordering};
-    use std::sync::{Arc, Barrier};
 
     use super::*;
 

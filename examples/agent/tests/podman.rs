@@ -122,14 +122,18 @@ fn addresses_are_chosen_and_ports_are_published() {
     for (wanted, why) in [
         ("--ip=10.1.0.77", format!("10.1.0.77 is held by {}/eth0", a.id)),
         ("--ip=10.9.0.77", "10.9.0.77 is in no CIDR".to_owned()),
-        ("--mac-address=02:00:00:00:00:77", "MAC=02:00:00:00:00:77 is not supported".to_owned()),
+        ("--mac-address=01:00:5e:00:00:01", "is no address of one interface".to_owned()),
     ] {
         let refused = podman.try_run(&["run", "--rm", "--network=podwire", wanted, IMAGE, "true"]);
         let error = refused.unwrap_err();
         assert!(error.contains(&why), "{error}");
     }
-    podman.run(&["rm", "--force", "a", "b"]);
-    podman.assert_clean(&[&a, &b]);
+    let c = podman.start_container("c", &["--mac-address=02:00:00:00:00:77"]);
+    let mac = ["exec", "c", "sh", "-c", "read mac < /sys/class/net/eth0/address; echo $mac"];
+    assert_eq!(podman.run(&mac), "02:00:00:00:00:77\n");
+    podman.assert_all_reach_all(&[&a, &b, &c]);
+    podman.run(&["rm", "--force", "a", "b", "c"]);
+    podman.assert_clean(&[&a, &b, &c]);
 }
 
 /// Twenty at four at a time, every fourth with a published port; the agent is killed and started

@@ -200,10 +200,13 @@ fn a_wrong_configuration_is_refused() {
         invalid("GC without attachments", "attachments")
             .verb("GC")
             .key("cniVersion", json!("1.1.0")),
-        Case::add("an address plugin", UNSUPPORTED, "ipam")
-            .key("ipam", json!({ "type": "host-local", "subnet": "10.1.0.0/24" })),
-        Case::add("a wanted MAC", UNSUPPORTED, "runtimeConfig.mac")
-            .key("runtimeConfig", json!({ "mac": "02:00:00:00:00:07" })),
+        invalid("an IPAM plugin that is nowhere", "nowhere")
+            .key("ipam", json!({ "type": "nowhere", "subnet": "10.1.0.0/24" })),
+        invalid("chained after nobody", "prevResult").key("chained", json!(true)),
+        invalid("a malformed MAC", "runtimeConfig.mac")
+            .key("runtimeConfig", json!({ "mac": "02:00:00:00:00" })),
+        invalid("a MAC of many", "runtimeConfig.mac")
+            .key("runtimeConfig", json!({ "mac": "01:00:5e:00:00:01" })),
     ];
     assert_all_refused(&node, &cases);
 }

@@ -81,11 +81,13 @@ impl Plugin for Podwire {
             Some(ipam) => ipam.add_then(add, |given| {
                 let addresses = given.ips.iter().map(|ip| ip.address.ip()).collect();
                 let others = OtherFamilies::Omit;
-                make(&Attachment { addresses, others, ..attachment }, given.dns)
+                let dns = dns(&add.config, given.dns)?;
+                make(&Attachment { addresses, others, ..attachment }, dns)
             }),
             None => {
                 let addresses = wanted_addresses(add)?;
-                make(&Attachment { addresses, ..attachment }, add.config.dns()?)
+                let dns = dns(&add.config, Dns::default())?;
+                make(&Attachment { addresses, ..attachment }, dns)
             }
         }
     }
@@ -307,6 +309,15 @@ fn wanted_mac(config: &NetworkConfig, args: &Args) -> Result<Option<MacAddr>, Er
         return Err(Error::new(code, msg));
     }
     Ok(Some(mac))
+}
+
+/// What the runtime wants, else what the IPAM plugin gave, else what the configuration says.
+fn dns(config: &NetworkConfig, given: Dns) -> Result<Dns, Error> {
+    match config.runtime().dns.clone() {
+        Some(wanted) => Ok(wanted),
+        None if given != Dns::default() => Ok(given),
+        None => config.dns(),
+    }
 }
 
 fn wanted_addresses(add: &Add) -> Result<Vec<IpAddr>, Error> {

@@ -21,7 +21,7 @@ use podwire_datapath::abi::{
 };
 
 use super::{
-    model::{self, Action, Fate, Flow, Fragmented, Holder, Packet},
+    model::{self, Action, Fate, Flow, Fragmented, Holder, Packet, Through},
     node::{self, Node},
 };
 pub use build::Input;
@@ -31,6 +31,9 @@ const STEPS: usize = 24;
 
 /// Inputs after which every counter and table is looked at, and not only what a packet concerns.
 const INPUTS_BETWEEN_FULL_CHECKS: u64 = 4096;
+
+/// Flags of an endpoint whose host link, and then the stack, must see all that it sends.
+const STACK: u32 = slot_flag::DELIVER_TO_EGRESS | slot_flag::BY_STACK;
 
 /// A node's programs, its tables, and the model of both.
 pub struct Differential<'n> {
@@ -138,11 +141,13 @@ impl<'n> Differential<'n> {
     fn change(&mut self, what: u8) {
         let Original { config, place_a, place_b, slot_a, slot_b, v4_of_b } = &self.original;
         let elsewhere = place_a + 100;
-        match what % 6 {
-            0 => {
-                let slot = Slot { flags: slot_flag::DELIVER_TO_EGRESS, ..*slot_b };
-                self.tables.slots.set(*place_b, &slot).unwrap();
-            }
+        // It may be elsewhere by now.
+        let now_a = self.tables.links.get(&self.node.a.ifindex).unwrap().unwrap();
+        let flagged = |place: u32, slot: &Slot, flags: u32| {
+            self.tables.slots.set(place, &Slot { flags, ..*slot }).unwrap();
+        };
+        match if what < 192 { what % 6 } else { 6 + what % 4 } {
+            0 => flagged(*place_b, slot_b, slot_flag::DELIVER_TO_EGRESS),
             1 => self.tables.config.set(0, &NodeConfig { host_ifindex: 0, ..*config }).unwrap(),
             2 => {
                 let stale = IpcacheEntry { generation: v4_of_b.generation + 2, ..*v4_of_b };
@@ -159,6 +164,10 @@ impl<'n> Differential<'n> {
                 self.tables.links.insert(&self.node.a.ifindex, &elsewhere).unwrap();
                 self.tables.slots.set(*place_a, &Slot::default()).unwrap();
             }
+            6 => flagged(now_a, slot_a, STACK),
+            7 => flagged(*place_b, slot_b, STACK),
+            8 => flagged(now_a, slot_a, STACK | slot_flag::CHAINED),
+            9 => flagged(*place_b, slot_b, STACK | slot_flag::CHAINED),
             _ => {
                 let without = NodeConfig {
                     router_ipv4: podwire_datapath::abi::Be32::new(0),
@@ -345,6 +354,16 @@ fn v6(address: IpAddr) -> Option<std::net::Ipv6Addr> {
     }
 }
 
+/// A slot never has one of its flags without those that go with it.
+fn through(flags: u32) -> Through {
+    match flags & STACK {
+        STACK => Through::Stack,
+        slot_flag::DELIVER_TO_EGRESS => Through::Egress,
+        0 => Through::Peer,
+        other => panic!("flags {other:#x}"),
+    }
+}
+
 fn slot(slot: &Slot) -> model::Slot {
     let endpoint = model::Endpoint {
         ifindex: slot.ifindex,
@@ -352,7 +371,8 @@ fn slot(slot: &Slot) -> model::Slot {
         host_mac: slot.to_pod.source(),
         v4: v4(Address::from_ipv4_raw(slot.ipv4).into()),
         v6: v6(slot.ipv6.into()),
-        through_egress: slot.flags & slot_flag::DELIVER_TO_EGRESS != 0,
+        through: through(slot.flags),
+        chained: slot.flags & slot_flag::CHAINED != 0,
     };
     let endpoint = (slot.generation % 2 == 1).then_some(endpoint);
     model::Slot { generation: slot.generation, endpoint }

@@ -88,8 +88,22 @@ pub struct Endpoint {
     pub v4: Option<Ipv4Addr>,
     /// Its IPv6 address.
     pub v6: Option<Ipv6Addr>,
-    /// Its host link carries a foreign queueing discipline or filter, which must see every packet.
-    pub through_egress: bool,
+    /// What must see its packets.
+    pub through: Through,
+    /// Another plugin made its interface, and is its gateway.
+    pub chained: bool,
+}
+
+/// What of a pod's host link must see its packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Through {
+    /// Nothing: they go straight to the container's interface.
+    Peer,
+    /// The queue, which carries a foreign discipline or filter: what the pod receives goes by it.
+    Egress,
+    /// The same, and what the pod sends goes by the link into the host stack. So does what other pods
+    /// send to it, since a flow goes by the stack in both directions or in none.
+    Stack,
 }
 
 impl Endpoint {

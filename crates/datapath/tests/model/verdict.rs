@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use podwire_datapath::abi::{MARK_DECIDED, Reason};
 
 use super::{
-    Action, Config, Endpoint, Fate, Holder, Node, Packet, answers,
+    Action, Config, Endpoint, Fate, Holder, Node, Packet, Through, answers,
     parse::{Ethernet, Ethertype, ICMPV6, Ip, MALFORMED, Part, array},
 };
 
@@ -16,6 +16,9 @@ impl Node {
     /// What a pod sends, on its host link.
     pub fn judge_from_container(&mut self, packet: &Packet, fate: &mut Fate) -> Outcome {
         let pod = self.endpoint_of_link(packet.ifindex)?;
+        if pod.chained {
+            return judge_from_chained(packet, &pod);
+        }
         let config = self.config.ok_or(Reason::NotReady)?;
         let ethernet = Ethernet::parse(&packet.frame)?;
         if ethernet.from != pod.mac {
@@ -43,12 +46,18 @@ impl Node {
         if is_link_local(ip.to) {
             return Err(Reason::LinkLocal);
         }
+        if pod.through == Through::Stack {
+            return Ok((Action::Next, Reason::PassedToLink));
+        }
         let (flow, meaning) = self.flow_of(&ip, fate)?;
         if self.belongs_to_stack(flow, meaning, fate) {
             return Ok(to_stack(&config, Reason::ToStackByFlow, fate));
         }
         match self.endpoint_with(ip.to)? {
             None => Ok(to_stack(&config, Reason::ToStack, fate)),
+            Some(receiver) if receiver.through == Through::Stack => {
+                Ok(to_stack(&config, Reason::ToStack, fate))
+            }
             // Who answers that is a router, which the host stack is.
             Some(_) if ip.hops <= 1 => Ok(to_stack(&config, Reason::ToStackExpired, fate)),
             Some(receiver) => {
@@ -65,6 +74,9 @@ impl Node {
             return passed;
         }
         let pod = self.endpoint_of_link(packet.ifindex)?;
+        if pod.chained {
+            return passed;
+        }
         let ethernet = Ethernet::parse(&packet.frame)?;
         if ethernet.ethertype == Ethertype::Arp {
             return passed;
@@ -109,6 +121,20 @@ impl Node {
         let endpoint = slot.and_then(|slot| slot.endpoint).filter(|pod| pod.owns(address));
         endpoint.map(Some).ok_or(Reason::StaleEndpoint)
     }
+}
+
+/// What a pod sends whose gateway is another plugin's: only IP packets say who sent them, and only that
+/// is looked at. Who has no address yet says so (RFC 2131, RFC 4862), and link-local addresses lead no
+/// further than the link.
+fn judge_from_chained(packet: &Packet, pod: &Endpoint) -> Outcome {
+    let passed = Ok((Action::Next, Reason::PassedToLink));
+    let ethernet = Ethernet::parse(&packet.frame)?;
+    let Some(ip) = Ip::parse(&ethernet, packet) else { return passed };
+    let from = ip?.from;
+    if pod.owns(from) || is_unspecified(from) || is_link_local(from) {
+        return passed;
+    }
+    Err(Reason::SpoofedAddress)
 }
 
 /// ICMPv6 that concerns only the link; `None` for everything else. A pod may ask for its gateway, and
@@ -178,7 +204,7 @@ fn to_stack(config: &Config, reason: Reason, fate: &mut Fate) -> (Action, Reason
 fn deliver(pod: &Endpoint, fate: &mut Fate) -> (Action, Reason) {
     fate.frame[..6].copy_from_slice(&pod.mac);
     fate.frame[6..12].copy_from_slice(&pod.host_mac);
-    if pod.through_egress {
+    if pod.through != Through::Peer {
         // It passes our program at the host link's egress, which is not to judge it again.
         fate.mark = MARK_DECIDED;
         return (Action::Redirect, Reason::DeliveredToEgress);

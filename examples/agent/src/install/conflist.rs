@@ -45,7 +45,7 @@ impl Conflist<'_> {
         let mut own = Entry {
             r#type: PLUGIN,
             run_dir: Some(self.run_dir),
-            capabilities: BTreeMap::from([("ips", true), ("mac", true)]),
+            capabilities: BTreeMap::from([("dns", true), ("ips", true), ("mac", true)]),
         };
         // A pod with a limit has its programs attached where the limiter's disciplines are not.
         if self.chain.iter().any(|name| name == "bandwidth") {
@@ -112,6 +112,7 @@ mod tests {
       "type": "podwire-cni",
       "runDir": "/run/podwire",
       "capabilities": {
+        "dns": true,
         "ips": true,
         "mac": true
       }
