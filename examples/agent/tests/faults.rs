@@ -149,7 +149,6 @@ impl Answer {
 /// fault's was one of them.
 ///
 /// The plugin waits for its configuration when it is caught, so that nothing is missed.
-#[expect(clippy::zombie_processes, reason = "waited for when its tracer has done so")]
 fn call_with_fault(
     Bench { node, plugin, .. }: &Bench<'_>,
     verb: &str,
