@@ -19,7 +19,7 @@ use podwire_cni::{
     runtime::{Cache, Network, Request, Runtime},
     types::Success,
 };
-use podwire_lab::{Attachment, Cni, Host, Pod, binary, probe::Ping};
+use podwire_lab::{Attachment, Cni, Host, Pod, allowed_missing, binary, probe::Ping};
 use serde_json::{Value, json};
 
 use crate::node::{Node, until};
@@ -28,6 +28,13 @@ const GUIDE: &str = include_str!("../../../../docs/chaining.md");
 
 /// Where Debian's plugins are.
 pub const PLUGINS: &str = "/usr/lib/cni";
+
+/// Whether Debian's plugins, or the iptables that some of them call, are not there and need not be.
+pub fn are_missing() -> bool {
+    let needed =
+        [("containernetworking-plugins", "/usr/lib/cni/ptp"), ("iptables", "/usr/sbin/iptables")];
+    needed.iter().any(|(name, file)| allowed_missing(name, || Path::new(file).exists()))
+}
 
 /// The guide's list of this name.
 #[track_caller]
