@@ -717,6 +717,59 @@ fn a_check_of_an_adopted_interface_names_what_is_broken() {
     assert_clean(&node, &net);
 }
 
+#[test]
+#[ignore = "needs root: a node in namespaces of its own; needs containernetworking-plugins"]
+fn every_list_of_the_guide_is_run_from_the_command_line() {
+    if are_missing() {
+        return;
+    }
+    let node = Node::start();
+    let own = node.add("own");
+    let ours = podwire_lab::binary("podwire-cni").unwrap();
+    let folders = [ours.parent().unwrap().to_str().unwrap(), network::PLUGINS];
+    let cni = |arguments: &[&str]| {
+        let folders = folders.iter().flat_map(|folder| ["--bin-dir", folder]);
+        let arguments: Vec<_> =
+            std::iter::once("cni").chain(arguments.iter().copied()).chain(folders).collect();
+        node.cli(&arguments)
+    };
+    let capabilities = json!({
+        "portMappings": [{ "hostPort": 8080, "containerPort": 80, "protocol": "tcp" }],
+        "bandwidth": { "ingressRate": 20_000_000, "ingressBurst": 400_000 },
+        "mac": "02:00:00:00:0a:03",
+    });
+    let capabilities = capabilities.to_string();
+    node.host.run(|| fs::create_dir_all("/etc/cni/net.d")).unwrap();
+    for list in network::guides() {
+        let name = list["name"].as_str().unwrap();
+        let file = format!("/etc/cni/net.d/{name}.conflist");
+        node.host.run(|| fs::write(&file, list.to_string())).unwrap();
+        let pod = node.host.add_pod(name).unwrap();
+        let result = cni(&["add", name, name, "--capability", &capabilities]);
+        for ip in result["ips"].as_array().unwrap() {
+            let address = ip["address"].as_str().unwrap().split('/').next().unwrap();
+            until_answered(&own.pod, address.parse().unwrap());
+        }
+        for target in own.addresses() {
+            until_answered(&pod, target);
+        }
+        if name != "ports" {
+            assert_eq!(cni(&["check", name, name])["extent"], "whole", "{name}");
+        }
+        let collected = cni(&["gc", name]);
+        assert_eq!(collected["removed"], json!([]), "{name}: it lives");
+        // A runtime that forgot it is told to remove it, or removes it itself.
+        if name.starts_with("after") {
+            assert_eq!(cni(&["gc", name, "--all"])["removed"].as_array().unwrap().len(), 1);
+        } else {
+            cni(&["del", name, name]);
+        }
+        node.host.remove_pod_netns(name).unwrap();
+    }
+    node.delete(&own);
+    assert_clean(&node, &Net::of_guide(&node, "ports"));
+}
+
 /// Nothing of any pod is left, here or in the other plugins' folders; a bridge, which its plugin
 /// leaves standing, is removed.
 #[track_caller]

@@ -36,13 +36,18 @@ pub fn are_missing() -> bool {
     needed.iter().any(|(name, file)| allowed_missing(name, || Path::new(file).exists()))
 }
 
+/// All lists of the guide.
+pub fn guides() -> Vec<Value> {
+    let blocks = GUIDE.split("\n```json\n").skip(1);
+    let texts = blocks.map(|rest| rest.split("```").next().unwrap());
+    texts.map(|text| serde_json::from_str(text).unwrap()).collect()
+}
+
 /// The guide's list of this name.
 #[track_caller]
 pub fn guide(name: &str) -> Value {
-    let blocks = GUIDE.split("\n```json\n").skip(1);
-    let lists = blocks.map(|rest| rest.split("```").next().unwrap());
-    let mut lists = lists.map(|text| serde_json::from_str::<Value>(text).unwrap());
-    lists.find(|list| list["name"] == name).unwrap_or_else(|| panic!("the guide has no {name}"))
+    let found = guides().into_iter().find(|list| list["name"] == name);
+    found.unwrap_or_else(|| panic!("the guide has no {name}"))
 }
 
 /// A configured network, as a runtime calls it.
