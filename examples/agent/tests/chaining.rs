@@ -14,8 +14,8 @@ use std::{
 };
 
 use network::{
-    Member, Net, answers, args, assert_node_reaches, assert_reach, files, guide, output, request,
-    until_answered,
+    Member, Net, answers, are_missing, args, assert_node_reaches, assert_reach, files, guide,
+    output, request, until_answered,
 };
 use node::{Node, TestPod, until};
 use podwire_api::{Client, Delivery, Interface};
@@ -78,6 +78,9 @@ fn host_link(node: &Node, member: &Member) -> podwire_netlink::Link {
 #[test]
 #[ignore = "needs root: a node in namespaces of its own; needs containernetworking-plugins"]
 fn portmap_publishes_a_port_to_node_and_pods() {
+    if are_missing() {
+        return;
+    }
     let node = Node::start();
     let net = Net::of_guide(&node, "ports");
     let published = json!({
@@ -106,6 +109,9 @@ fn portmap_publishes_a_port_to_node_and_pods() {
 #[test]
 #[ignore = "needs root: a node in namespaces of its own; needs containernetworking-plugins"]
 fn bandwidth_limits_what_a_pod_sends_and_what_it_receives() {
+    if are_missing() {
+        return;
+    }
     const INGRESS: f64 = 20.0;
     const EGRESS: f64 = 40.0;
     for name in ["limits", "fixed-limits"] {
@@ -223,6 +229,9 @@ fn assert_reverse_path_filter_is_named(node: &Node, limited: &Member, other: &Te
 #[test]
 #[ignore = "needs root: a node in namespaces of its own; needs containernetworking-plugins"]
 fn a_limit_without_tcx_is_refused_and_undone() {
+    if are_missing() {
+        return;
+    }
     let node = Node::start_with(&["--attach", "tc"]);
     let net = Net::of_guide(&node, "fixed-limits");
     let pod = node.host.add_pod("a").unwrap();
@@ -236,6 +245,9 @@ fn a_limit_without_tcx_is_refused_and_undone() {
 #[test]
 #[ignore = "needs root: a node in namespaces of its own; needs containernetworking-plugins"]
 fn a_mac_that_tuning_changes_is_followed() {
+    if are_missing() {
+        return;
+    }
     let mut node = Node::start();
     let by_capability = Net::of_guide(&node, "tuned");
     let fixed = {
@@ -296,6 +308,9 @@ fn mac_of(node: &Node, member: &Member) -> String {
 #[test]
 #[ignore = "needs root: a node in namespaces of its own; needs containernetworking-plugins"]
 fn firewall_and_podwire_go_together() {
+    if are_missing() {
+        return;
+    }
     let node = Node::start();
     let net = Net::of_guide(&node, "guarded");
     let (a, b) = (net.add("a"), net.add("b"));
@@ -320,6 +335,9 @@ fn firewall_and_podwire_go_together() {
 #[test]
 #[ignore = "needs root: a node in namespaces of its own; needs containernetworking-plugins"]
 fn a_wanted_mac_is_given_or_refused() {
+    if are_missing() {
+        return;
+    }
     let node = Node::start();
     let net = Net::of_guide(&node, "ports");
     let other = node.add("other");
@@ -364,6 +382,9 @@ const AFTER: [&str; 2] = ["after-ptp", "after-bridge"];
 #[test]
 #[ignore = "needs root: a node in namespaces of its own; needs containernetworking-plugins"]
 fn an_interface_of_another_plugin_is_adopted_and_given_back() {
+    if are_missing() {
+        return;
+    }
     for (mode, name) in node::MODES.into_iter().flat_map(|mode| AFTER.map(|name| (mode, name))) {
         let what = format!("--attach {mode}, {name}");
         println!("{what}");
@@ -464,6 +485,9 @@ fn assert_spoofing_is_dropped(node: &Node, a: &Member, b: &Member) {
 #[test]
 #[ignore = "needs root: a node in namespaces of its own; needs containernetworking-plugins"]
 fn the_result_of_the_maker_is_passed_on_as_it_is() {
+    if are_missing() {
+        return;
+    }
     let node = Node::start();
     for name in AFTER {
         let net = Net::of_guide(&node, name);
@@ -486,6 +510,9 @@ fn the_result_of_the_maker_is_passed_on_as_it_is() {
 #[test]
 #[ignore = "needs root: a node in namespaces of its own; needs containernetworking-plugins"]
 fn what_cannot_be_adopted_is_refused_and_left_alone() {
+    if are_missing() {
+        return;
+    }
     let node = Node::start();
     let net = Net::of_guide(&node, "after-ptp");
     let pod = node.host.add_pod("a").unwrap();
@@ -540,6 +567,9 @@ fn alias(node: &Node, index: IfIndex, alias: &str) {
 #[test]
 #[ignore = "needs root: a node in namespaces of its own; needs containernetworking-plugins"]
 fn an_adopted_interface_may_go_in_any_way() {
+    if are_missing() {
+        return;
+    }
     let mut node = Node::start();
     let net = Net::of_guide(&node, "after-ptp");
     let own = node.add("own");
@@ -626,6 +656,9 @@ fn host_link_of(node: &Node, member: &Member) -> IfIndex {
 #[test]
 #[ignore = "needs root: a node in namespaces of its own; needs containernetworking-plugins"]
 fn a_check_of_an_adopted_interface_names_what_is_broken() {
+    if are_missing() {
+        return;
+    }
     let node = Node::start();
     let net = Net::of_guide(&node, "after-ptp");
     let a = net.add("a");
@@ -682,6 +715,59 @@ fn a_check_of_an_adopted_interface_names_what_is_broken() {
     named("the record", &["a-container/eth0", "record"]);
     net.delete(&a);
     assert_clean(&node, &net);
+}
+
+#[test]
+#[ignore = "needs root: a node in namespaces of its own; needs containernetworking-plugins"]
+fn every_list_of_the_guide_is_run_from_the_command_line() {
+    if are_missing() {
+        return;
+    }
+    let node = Node::start();
+    let own = node.add("own");
+    let ours = podwire_lab::binary("podwire-cni").unwrap();
+    let folders = [ours.parent().unwrap().to_str().unwrap(), network::PLUGINS];
+    let cni = |arguments: &[&str]| {
+        let folders = folders.iter().flat_map(|folder| ["--bin-dir", folder]);
+        let arguments: Vec<_> =
+            std::iter::once("cni").chain(arguments.iter().copied()).chain(folders).collect();
+        node.cli(&arguments)
+    };
+    let capabilities = json!({
+        "portMappings": [{ "hostPort": 8080, "containerPort": 80, "protocol": "tcp" }],
+        "bandwidth": { "ingressRate": 20_000_000, "ingressBurst": 400_000 },
+        "mac": "02:00:00:00:0a:03",
+    });
+    let capabilities = capabilities.to_string();
+    node.host.run(|| fs::create_dir_all("/etc/cni/net.d")).unwrap();
+    for list in network::guides() {
+        let name = list["name"].as_str().unwrap();
+        let file = format!("/etc/cni/net.d/{name}.conflist");
+        node.host.run(|| fs::write(&file, list.to_string())).unwrap();
+        let pod = node.host.add_pod(name).unwrap();
+        let result = cni(&["add", name, name, "--capability", &capabilities]);
+        for ip in result["ips"].as_array().unwrap() {
+            let address = ip["address"].as_str().unwrap().split('/').next().unwrap();
+            until_answered(&own.pod, address.parse().unwrap());
+        }
+        for target in own.addresses() {
+            until_answered(&pod, target);
+        }
+        if name != "ports" {
+            assert_eq!(cni(&["check", name, name])["extent"], "whole", "{name}");
+        }
+        let collected = cni(&["gc", name]);
+        assert_eq!(collected["removed"], json!([]), "{name}: it lives");
+        // A runtime that forgot it is told to remove it, or removes it itself.
+        if name.starts_with("after") {
+            assert_eq!(cni(&["gc", name, "--all"])["removed"].as_array().unwrap().len(), 1);
+        } else {
+            cni(&["del", name, name]);
+        }
+        node.host.remove_pod_netns(name).unwrap();
+    }
+    node.delete(&own);
+    assert_clean(&node, &Net::of_guide(&node, "ports"));
 }
 
 /// Nothing of any pod is left, here or in the other plugins' folders; a bridge, which its plugin

@@ -9,7 +9,8 @@ mod node;
 use std::{fs, net::IpAddr};
 
 use network::{
-    Member, Net, args, assert_node_reaches, assert_reach, files, guide, output, request,
+    Member, Net, are_missing, args, assert_node_reaches, assert_reach, files, guide, output,
+    request,
 };
 use node::{Node, attachment};
 use podwire_api::{Client, LeaseState};
@@ -54,6 +55,9 @@ fn assert_clean(node: &Node, nets: &[&Net]) {
 #[test]
 #[ignore = "needs root: a node in namespaces of its own; needs containernetworking-plugins"]
 fn host_local_chooses_the_addresses() {
+    if are_missing() {
+        return;
+    }
     let node = Node::start();
     let net = Net::of_guide(&node, "host-local");
     let own = node.add("own");
@@ -106,6 +110,9 @@ fn host_local_chooses_the_addresses() {
 #[test]
 #[ignore = "needs root: a node in namespaces of its own; needs containernetworking-plugins"]
 fn one_family_is_enough() {
+    if are_missing() {
+        return;
+    }
     let node = Node::start();
     let v4 = json!({ "subnet": "10.1.0.0/24", "rangeStart": "10.1.0.64" });
     let v6 = json!({ "subnet": "fd00:1::/64", "rangeStart": "fd00:1::64" });
@@ -141,6 +148,9 @@ fn one_family_is_enough() {
 #[test]
 #[ignore = "needs root: a node in namespaces of its own; needs containernetworking-plugins"]
 fn an_address_that_cannot_be_is_refused_and_goes_back() {
+    if are_missing() {
+        return;
+    }
     let node = Node::start();
     // The next address that host-local grants is a pod's already.
     let holder = {
@@ -197,6 +207,9 @@ fn an_address_that_cannot_be_is_refused_and_goes_back() {
 #[test]
 #[ignore = "needs root: a node in namespaces of its own; needs containernetworking-plugins"]
 fn addresses_go_back_without_the_agent() {
+    if are_missing() {
+        return;
+    }
     let mut node = Node::start();
     let net = Net::of_guide(&node, "host-local");
     let [a, b] = ["a", "b"].map(|name| net.add(name));

@@ -19,7 +19,7 @@ use podwire_cni::{
     runtime::{Cache, Network, Request, Runtime},
     types::Success,
 };
-use podwire_lab::{Attachment, Cni, Host, Pod, binary, probe::Ping};
+use podwire_lab::{Attachment, Cni, Host, Pod, allowed_missing, binary, probe::Ping};
 use serde_json::{Value, json};
 
 use crate::node::{Node, until};
@@ -29,13 +29,25 @@ const GUIDE: &str = include_str!("../../../../docs/chaining.md");
 /// Where Debian's plugins are.
 pub const PLUGINS: &str = "/usr/lib/cni";
 
+/// Whether Debian's plugins, or the iptables that some of them call, are not there and need not be.
+pub fn are_missing() -> bool {
+    let needed =
+        [("containernetworking-plugins", "/usr/lib/cni/ptp"), ("iptables", "/usr/sbin/iptables")];
+    needed.iter().any(|(name, file)| allowed_missing(name, || Path::new(file).exists()))
+}
+
+/// All lists of the guide.
+pub fn guides() -> Vec<Value> {
+    let blocks = GUIDE.split("\n```json\n").skip(1);
+    let texts = blocks.map(|rest| rest.split("```").next().unwrap());
+    texts.map(|text| serde_json::from_str(text).unwrap()).collect()
+}
+
 /// The guide's list of this name.
 #[track_caller]
 pub fn guide(name: &str) -> Value {
-    let blocks = GUIDE.split("\n```json\n").skip(1);
-    let lists = blocks.map(|rest| rest.split("```").next().unwrap());
-    let mut lists = lists.map(|text| serde_json::from_str::<Value>(text).unwrap());
-    lists.find(|list| list["name"] == name).unwrap_or_else(|| panic!("the guide has no {name}"))
+    let found = guides().into_iter().find(|list| list["name"] == name);
+    found.unwrap_or_else(|| panic!("the guide has no {name}"))
 }
 
 /// A configured network, as a runtime calls it.
