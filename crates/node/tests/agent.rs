@@ -16,7 +16,7 @@ use podwire_endpoint::{Attached, Attachment, attach};
 use podwire_lab::{Host, Inventory, Pod};
 use podwire_netlink::{IfName, Link, LinkChange, Netlink, NewLink};
 use podwire_netns::Netns;
-use podwire_node::{Agent, Config, Error, Places, leftovers, runtime};
+use podwire_node::{Agent, AttachChoice, Config, Error, Places, leftovers, runtime};
 use tokio::sync::oneshot;
 
 fn config() -> Config {
@@ -272,6 +272,8 @@ fn real_links_without_the_mark_are_refused() {
 #[ignore = "needs root: a node in namespaces of its own"]
 fn a_restart_puts_right_what_changed_meanwhile() {
     let host = Host::new().unwrap();
+    // Only links are pinned.
+    let config = || Config { attach: AttachChoice::Tcx, ..config() };
     let agent = Running::start(&host, config()).unwrap();
     let names = ["kept", "unplugged", "noted", "unpinned"];
     let attached = names.map(|name| plug(&host, &host.add_pod(name).unwrap()));

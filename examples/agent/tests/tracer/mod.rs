@@ -213,8 +213,12 @@ impl Watch {
                 if starts {
                     self.note_child(&registers);
                 }
-                self.state.lock().unwrap().hit = true;
-                kill(self.leader, Signal::SIGKILL).unwrap();
+                let mut state = self.state.lock().unwrap();
+                // A call may last longer than what it was made for: nobody waits for it any more.
+                if state.watching {
+                    state.hit = true;
+                    kill(self.leader, Signal::SIGKILL).unwrap();
+                }
             }
             Some(Return::Start) => self.note_child(&registers),
             None => {}
