@@ -16,7 +16,7 @@ use podwire_endpoint::{Attached, Attachment, attach};
 use podwire_lab::{Host, Inventory, Pod};
 use podwire_netlink::{IfName, Link, LinkChange, Netlink, NewLink};
 use podwire_netns::Netns;
-use podwire_node::{Agent, Config, Error, Places, leftovers, runtime};
+use podwire_node::{Agent, AttachChoice, Config, Error, Places, leftovers, runtime};
 use tokio::sync::oneshot;
 
 fn config() -> Config {
@@ -268,11 +268,18 @@ fn real_links_without_the_mark_are_refused() {
     agent.stop();
 }
 
+/// With pinned links at every endpoint, which a restart must find.
+fn by_links() -> Config {
+    let mut config = config();
+    config.attach = AttachChoice::Tcx;
+    config
+}
+
 #[test]
 #[ignore = "needs root: a node in namespaces of its own"]
 fn a_restart_puts_right_what_changed_meanwhile() {
     let host = Host::new().unwrap();
-    let agent = Running::start(&host, config()).unwrap();
+    let agent = Running::start(&host, by_links()).unwrap();
     let names = ["kept", "unplugged", "noted", "unpinned"];
     let attached = names.map(|name| plug(&host, &host.add_pod(name).unwrap()));
     let pinned = || host.run(|| fs::read_dir("/sys/fs/bpf/podwire/links").unwrap().count());
@@ -299,7 +306,7 @@ fn a_restart_puts_right_what_changed_meanwhile() {
         fs::remove_file(format!("{pins}/egress")).unwrap();
     });
 
-    let agent = Running::start(&host, config()).unwrap();
+    let agent = Running::start(&host, by_links()).unwrap();
     let status = ask(&host, Client::status);
     let repaired: Vec<&str> = status.repairs.iter().map(|repair| repair.object.as_str()).collect();
     assert_eq!(repaired.len(), 4, "{:?}", status.repairs);
@@ -314,7 +321,7 @@ fn a_restart_puts_right_what_changed_meanwhile() {
     assert!(host.run(|| fs::read_dir("/run/podwire/pending-del").unwrap().next().is_none()));
     agent.stop();
 
-    let agent = Running::start(&host, config()).unwrap();
+    let agent = Running::start(&host, by_links()).unwrap();
     assert_eq!(ask(&host, Client::status).repairs, []);
     agent.stop();
 }
