@@ -268,13 +268,18 @@ fn real_links_without_the_mark_are_refused() {
     agent.stop();
 }
 
+/// With pinned links at every endpoint, which a restart must find.
+fn by_links() -> Config {
+    let mut config = config();
+    config.attach = AttachChoice::Tcx;
+    config
+}
+
 #[test]
 #[ignore = "needs root: a node in namespaces of its own"]
 fn a_restart_puts_right_what_changed_meanwhile() {
     let host = Host::new().unwrap();
-    // Only links are pinned.
-    let config = || Config { attach: AttachChoice::Tcx, ..config() };
-    let agent = Running::start(&host, config()).unwrap();
+    let agent = Running::start(&host, by_links()).unwrap();
     let names = ["kept", "unplugged", "noted", "unpinned"];
     let attached = names.map(|name| plug(&host, &host.add_pod(name).unwrap()));
     let pinned = || host.run(|| fs::read_dir("/sys/fs/bpf/podwire/links").unwrap().count());
@@ -301,7 +306,7 @@ fn a_restart_puts_right_what_changed_meanwhile() {
         fs::remove_file(format!("{pins}/egress")).unwrap();
     });
 
-    let agent = Running::start(&host, config()).unwrap();
+    let agent = Running::start(&host, by_links()).unwrap();
     let status = ask(&host, Client::status);
     let repaired: Vec<&str> = status.repairs.iter().map(|repair| repair.object.as_str()).collect();
     assert_eq!(repaired.len(), 4, "{:?}", status.repairs);
@@ -316,7 +321,7 @@ fn a_restart_puts_right_what_changed_meanwhile() {
     assert!(host.run(|| fs::read_dir("/run/podwire/pending-del").unwrap().next().is_none()));
     agent.stop();
 
-    let agent = Running::start(&host, config()).unwrap();
+    let agent = Running::start(&host, by_links()).unwrap();
     assert_eq!(ask(&host, Client::status).repairs, []);
     agent.stop();
 }
