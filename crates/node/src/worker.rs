@@ -36,7 +36,10 @@ impl<J: Send + 'static, R: Clone + Send + 'static> Worker<J, R> {
         acts: impl IntoIterator<Item = A>,
     ) -> std::io::Result<Self> {
         let (jobs, queue) = mpsc::channel();
-        let queue = Arc::new(Queue { waiting: Mutex::new((queue, None)), spacing });
+        let queue = Arc::new(Queue {
+            waiting: Mutex::new(Waiting { jobs: queue, crowded: None }),
+            spacing,
+        });
         let mut worker = Self { jobs: Some(jobs), threads: Vec::new() };
         for act in acts {
             let queue = queue.clone();
@@ -94,10 +97,16 @@ impl<J, R> Drop for Worker<J, R> {
 
 /// Where jobs wait for a thread.
 struct Queue<J, R> {
-    waiting: Mutex<(Receiver<(J, Sender<R>)>, Option<Instant>)>,
+    waiting: Mutex<Waiting<J, R>>,
     /// After a batch of several, the next begins no sooner than this after that one began: callers that
     /// come together come together again.
     spacing: Duration,
+}
+
+struct Waiting<J, R> {
+    jobs: Receiver<(J, Sender<R>)>,
+    /// When the last batch began, if it was one of several jobs.
+    crowded: Option<Instant>,
 }
 
 fn serve<J, R: Clone>(queue: &Queue<J, R>, mut act: impl FnMut(Vec<J>) -> R) {
@@ -113,13 +122,13 @@ fn serve<J, R: Clone>(queue: &Queue<J, R>, mut act: impl FnMut(Vec<J>) -> R) {
 /// Waits for a job, and takes those that have gathered. `None` when there will be no more.
 fn next_batch<J, R>(queue: &Queue<J, R>) -> Option<(Vec<J>, Vec<Sender<R>>)> {
     let mut waiting = queue.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-    let (jobs, crowded) = &mut *waiting;
-    let first = jobs.recv().ok()?;
-    if let Some(began) = crowded {
+    let first = waiting.jobs.recv().ok()?;
+    if let Some(began) = waiting.crowded {
         thread::sleep(queue.spacing.saturating_sub(began.elapsed()));
     }
-    let batch: Vec<_> = iter::once(first).chain(jobs.try_iter().take(BATCH - 1)).collect();
-    *crowded = (batch.len() > 1).then(Instant::now);
+    let rest = waiting.jobs.try_iter().take(BATCH - 1);
+    let batch: Vec<_> = iter::once(first).chain(rest).collect();
+    waiting.crowded = (batch.len() > 1).then(Instant::now);
     Some(batch.into_iter().unzip())
 }
 
