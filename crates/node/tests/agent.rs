@@ -273,7 +273,11 @@ fn real_links_without_the_mark_are_refused() {
 fn a_restart_puts_right_what_changed_meanwhile() {
     let host = Host::new().unwrap();
     // Only links are pinned.
-    let config = || Config { attach: AttachChoice::Tcx, ..config() };
+    let config = || {
+        let mut config = config();
+        config.attach = AttachChoice::Tcx;
+        config
+    };
     let agent = Running::start(&host, config()).unwrap();
     let names = ["kept", "unplugged", "noted", "unpinned"];
     let attached = names.map(|name| plug(&host, &host.add_pod(name).unwrap()));
