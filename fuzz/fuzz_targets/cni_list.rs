@@ -31,7 +31,8 @@ fuzz_target!(|input: &[u8]| {
                 let own = whole["plugins"][place].as_object().expect("an accepted plugin");
                 let declared = &whole["plugins"][place]["capabilities"];
                 for (key, value) in own {
-                    let ours = ["cniVersion", "name", "capabilities", "prevResult", "runtimeConfig"];
+                    let ours =
+                        ["cniVersion", "name", "capabilities", "prevResult", "runtimeConfig"];
                     if !ours.contains(&key.as_str()) {
                         assert_eq!(object.get(key), Some(value), "{key} was changed");
                     }
