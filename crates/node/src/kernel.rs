@@ -1,6 +1,6 @@
 use std::collections::HashMap;
 use std::sync::mpsc::Sender;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use podwire_api::{AttachMode, Delivery, Difference, Disciplines, Interface, Mac};
@@ -209,18 +209,18 @@ type Deleted = Result<(), Arc<Source>>;
 /// kernel tells so when nobody finds them any more and a grace period has passed since
 /// (`unregister_netdevice_many_notify`).
 #[derive(Debug, Default)]
-pub(crate) struct Gone(Mutex<HashMap<IfIndex, Sender<Deleted>>>);
+pub(crate) struct Gone(Mutex<HashMap<IfIndex, Weak<Sender<Deleted>>>>);
 
 impl Gone {
     /// The kernel has told that a link is gone.
     pub(crate) fn tell(&self, index: IfIndex) {
-        if let Some(waiting) = self.lock().remove(&index) {
+        if let Some(waiting) = self.lock().remove(&index).and_then(|waiting| waiting.upgrade()) {
             // The thread that deletes it may have been faster.
             let _ = waiting.send(Ok(()));
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<IfIndex, Sender<Deleted>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<IfIndex, Weak<Sender<Deleted>>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

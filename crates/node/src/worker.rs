@@ -1,6 +1,6 @@
 use std::iter;
 use std::sync::mpsc::{self, Receiver, Sender};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -11,9 +11,12 @@ use std::time::{Duration, Instant};
 #[derive(Debug)]
 pub(crate) struct Worker<J, R> {
     /// Only `None` while it is being dropped.
-    jobs: Option<Sender<(J, Sender<R>)>>,
+    jobs: Option<Sender<(J, Reply<R>)>>,
     threads: Vec<JoinHandle<()>>,
 }
+
+/// Where the thread answers.
+type Reply<R> = Arc<Sender<R>>;
 
 /// The most that one batch takes, so that the first of it does not wait for a thousand others.
 const BATCH: usize = 256;
@@ -62,13 +65,16 @@ impl<J: Send + 'static, R: Clone + Send + 'static> Worker<J, R> {
     }
 
     /// The same, where somebody else may know earlier than the thread how it ended, and say so.
-    pub(crate) fn begin_or_hear(&self, job: J) -> (Begun<R>, Sender<R>) {
+    pub(crate) fn begin_or_hear(&self, job: J) -> (Begun<R>, Weak<Sender<R>>) {
         let (reply, answer) = mpsc::channel();
+        let reply = Arc::new(reply);
+        // It keeps no wait going that the thread will not end.
+        let hearsay = Arc::downgrade(&reply);
         if let Some(jobs) = &self.jobs {
             // A thread that has died drops the reply, and the wait ends.
-            let _ = jobs.send((job, reply.clone()));
+            let _ = jobs.send((job, reply));
         }
-        (Begun { answer }, reply)
+        (Begun { answer }, hearsay)
     }
 }
 
@@ -104,7 +110,7 @@ struct Queue<J, R> {
 }
 
 struct Waiting<J, R> {
-    jobs: Receiver<(J, Sender<R>)>,
+    jobs: Receiver<(J, Reply<R>)>,
     /// When the last batch began, if it was one of several jobs.
     crowded: Option<Instant>,
 }
@@ -120,7 +126,7 @@ fn serve<J, R: Clone>(queue: &Queue<J, R>, mut act: impl FnMut(Vec<J>) -> R) {
 }
 
 /// Waits for a job, and takes those that have gathered. `None` when there will be no more.
-fn next_batch<J, R>(queue: &Queue<J, R>) -> Option<(Vec<J>, Vec<Sender<R>>)> {
+fn next_batch<J, R>(queue: &Queue<J, R>) -> Option<(Vec<J>, Vec<Reply<R>>)> {
     let mut waiting = queue.waiting.lock().unwrap_or_else(PoisonError::into_inner);
     let first = waiting.jobs.recv().ok()?;
     if let Some(began) = waiting.crowded {
@@ -161,6 +167,7 @@ mod tests {
         });
         entered.wait();
         let (reply, answers) = mpsc::channel();
+        let reply = Arc::new(reply);
         for job in [10, 20, 30] {
             worker.jobs.as_ref().unwrap().send((job, reply.clone())).unwrap();
         }
@@ -175,5 +182,24 @@ mod tests {
         let worker = Worker::start("test", |_: Vec<()>| -> () { panic!("on purpose") }).unwrap();
         assert_eq!(worker.call(()), None);
         assert_eq!(worker.call(()), None);
+    }
+
+    #[test]
+    fn who_hears_early_is_answered_early_and_keeps_nobody_waiting() {
+        let (finish, may_finish) = mpsc::channel::<()>();
+        let worker = Worker::start("test", move |jobs: Vec<u32>| {
+            may_finish.recv().unwrap();
+            jobs[0]
+        })
+        .unwrap();
+        let (begun, hearsay) = worker.begin_or_hear(1);
+        hearsay.upgrade().unwrap().send(7).unwrap();
+        assert_eq!(begun.wait(), Some(7));
+        finish.send(()).unwrap();
+
+        let dying = Worker::start("test", |_: Vec<()>| -> u32 { panic!("on purpose") }).unwrap();
+        let (begun, hearsay) = dying.begin_or_hear(());
+        assert_eq!(begun.wait(), None);
+        assert!(hearsay.upgrade().is_none());
     }
 }
