@@ -169,7 +169,7 @@ impl Datapath {
         self.attach == Attach::Tcx
     }
 
-    fn has_links(&self, host_link: &str, ifindex: u32) -> Result<bool> {
+    pub(crate) fn has_links(&self, host_link: &str, ifindex: u32) -> Result<bool> {
         let folder = self.links_folder().join(host_link);
         for direction in [Direction::Ingress, Direction::Egress] {
             match TcxLink::open(folder.join(direction.to_string())) {

@@ -259,13 +259,15 @@ impl Datapath {
         }
     }
 
-    /// What is attached to a new link is attached once: there is nothing to detach.
+    /// What is attached to a new link is attached once: there is nothing to detach. A link that has its
+    /// programs by TCX keeps them so: somebody else may have its queueing disciplines by now.
     fn attach_new(&self, endpoint: &EndpointConfig) -> Result<()> {
+        let (link, ifindex) = (&endpoint.host_link, endpoint.ifindex);
         let mode = match endpoint.by {
-            By::Filter => AttachMode::Clsact,
-            By::Link => AttachMode::Tcx,
+            By::Filter if !self.has_links(link, ifindex)? => AttachMode::Clsact,
+            By::Filter | By::Link => AttachMode::Tcx,
         };
-        self.attach_both(&endpoint.host_link, endpoint.ifindex, mode)
+        self.attach_both(link, ifindex, mode)
     }
 
     /// Forgets an endpoint and detaches its programs. Its addresses may be given to another only

@@ -57,6 +57,9 @@ fn endpoints_stay_on_what_they_were_attached_by() {
                 assert!(programs.iter().all(|(_, is)| *is), "{name}: {programs:?}");
             }
         }
+        // Written again, as a restart does that finds other properties.
+        node.add("pwb", &b);
+        assert_eq!(attached(b.ifindex), (2, 0));
         datapath.detach("pwa", a.ifindex).unwrap();
         let programs = datapath.attached("pwa", a.ifindex).unwrap();
         assert!(programs.iter().all(|(_, is)| !is), "{programs:?}");
