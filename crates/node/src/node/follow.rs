@@ -57,12 +57,11 @@ impl Node {
         for &index in indices {
             let Some(Endpoint { id, .. }) = self.endpoint_of(index) else { continue };
             let _turn = self.turns.take(&id);
-            let Some(mut endpoint) = self.endpoint(&id) else { continue };
+            let Some(mut endpoint) = self.endpoint(&id).filter(|now| now.ifindex == index) else {
+                continue;
+            };
             let found = self.links.peer_mac(index).map_err(look_at("the other end of a link"))?;
             let Some(mac) = found.filter(|mac| *mac != endpoint.mac) else { continue };
-            if endpoint.ifindex != index {
-                continue;
-            }
             self.datapath.set_mac(index, mac).map_err(map(&id))?;
             tracing::info!(%id, before = %endpoint.mac, now = %mac, "its MAC changed");
             endpoint.mac = mac;
