@@ -31,7 +31,7 @@ use k8s_cri::v1::{
     runtime_service_client::RuntimeServiceClient,
 };
 use node::{Node, at_once, until};
-use podwire_lab::{Host, allowed_missing, binary, probe::Ping};
+use podwire_lab::{Host, binary, probe::Ping};
 use runtime::{
     Cgroups, SERVE, assert_no_notes, block, clean_command, collect_garbage, endpoints, fetch,
     processes, remove_forgotten, write, write_image,
@@ -222,14 +222,7 @@ struct Containerd {
 impl Containerd {
     /// None when something is missing that may be.
     fn start() -> Option<Self> {
-        let needed = [
-            ("containerd", "/usr/bin/containerd"),
-            ("runc", "/usr/sbin/runc"),
-            ("busybox-static", "/bin/busybox"),
-            ("containernetworking-plugins", "/usr/lib/cni/portmap"),
-            ("iptables", "/usr/sbin/iptables"),
-        ];
-        if needed.iter().any(|(name, file)| allowed_missing(name, || Path::new(file).exists())) {
+        if runtime::may_do_without("containerd", "/usr/bin/containerd") {
             return None;
         }
         let cgroups = Cgroups::new();

@@ -19,7 +19,7 @@ use std::{
 };
 
 use node::{Node, at_once, until};
-use podwire_lab::{Host, allowed_missing, binary, probe::Ping};
+use podwire_lab::{Host, binary, probe::Ping};
 use runtime::{
     Cgroups, SERVE, assert_no_notes, block, clean_command, collect_garbage, endpoints, fetch,
     processes, remove_forgotten, write, write_image,
@@ -281,14 +281,7 @@ struct Podman {
 impl Podman {
     /// None when something is missing that may be.
     fn start() -> Option<Self> {
-        let needed = [
-            ("podman", "/usr/bin/podman"),
-            ("runc", "/usr/sbin/runc"),
-            ("busybox-static", "/bin/busybox"),
-            ("containernetworking-plugins", "/usr/lib/cni/portmap"),
-            ("iptables", "/usr/sbin/iptables"),
-        ];
-        if needed.iter().any(|(name, file)| allowed_missing(name, || Path::new(file).exists())) {
+        if runtime::may_do_without("podman", "/usr/bin/podman") {
             return None;
         }
         let cgroups = Cgroups::new();

@@ -21,7 +21,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use podwire_lab::{Attachment, Cni, Host, binary};
+use podwire_lab::{Attachment, Cni, Host, allowed_missing, binary};
 use serde_json::Value;
 
 use crate::node::{Node, until};
@@ -33,6 +33,18 @@ pub const SERVE: &str = "trap 'exit 0' TERM; mkdir -p /www; hostname > /www/name
 /// What [`SERVE`] and its clients need of busybox.
 pub const APPLETS: [&str; 8] =
     ["hostname", "httpd", "mkdir", "ping", "sh", "sleep", "true", "wget"];
+
+/// Whether this runtime's program, or something that any runtime needs here, is missing and may be.
+pub fn may_do_without(package: &str, program: &str) -> bool {
+    let needed = [
+        (package, program),
+        ("runc", "/usr/sbin/runc"),
+        ("busybox-static", "/bin/busybox"),
+        ("containernetworking-plugins", "/usr/lib/cni/portmap"),
+        ("iptables", "/usr/sbin/iptables"),
+    ];
+    needed.iter().any(|(name, file)| allowed_missing(name, || Path::new(file).exists()))
+}
 
 /// A guide's only block in this language.
 #[track_caller]
