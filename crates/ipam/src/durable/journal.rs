@@ -1,6 +1,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 use std::{io, mem};
 
 use super::error::Panicked;
@@ -194,6 +195,16 @@ impl Gathering {
     }
 }
 
+/// What part of a commit's time the next one waits for company.
+const PATIENCE: u32 = 8;
+
+/// The last commit.
+#[derive(Clone, Copy, Debug, Default)]
+struct Pace {
+    requests: u64,
+    took: Duration,
+}
+
 /// How a commit ended, once for all who wait for it.
 #[derive(Debug, Default)]
 struct Batch {
@@ -220,23 +231,33 @@ impl Batch {
 
 impl<S: Store> Shared<S> {
     fn serve(&self) {
-        while let Some(work) = self.next() {
+        let mut last = Pace::default();
+        while let Some(work) = self.next(last) {
+            let began = Instant::now();
             let commit =
                 || self.store().commit(&work.changes).map_err(Error::store("write the store"));
             let outcome = catch_unwind(AssertUnwindSafe(commit))
                 .unwrap_or_else(|_| Err(Error::store("write the store")(Panicked)));
             self.end(&work, outcome);
+            last = Pace { requests: work.requests, took: began.elapsed() };
         }
     }
 
     /// Waits for something to commit. `None` when there will be no more.
-    fn next(&self) -> Option<Gathering> {
+    fn next(&self, last: Pace) -> Option<Gathering> {
         let mut queue = self.queue();
         while queue.next.is_empty() {
             if queue.closing {
                 return None;
             }
             queue = self.begun.wait(queue).unwrap_or_else(PoisonError::into_inner);
+        }
+        // Callers that were answered together come together again, given a moment: otherwise the first of
+        // them would have a commit of its own, and every other commit would be one of a single request.
+        if last.requests > 1 && !queue.closing {
+            let fewer = |queue: &mut Queue| queue.next.requests < last.requests && !queue.closing;
+            let waited = self.begun.wait_timeout_while(queue, last.took / PATIENCE, fewer);
+            (queue, _) = waited.unwrap_or_else(PoisonError::into_inner);
         }
         let work = mem::take(&mut queue.next);
         queue.running = Some(work.batch.clone());
