@@ -9,14 +9,19 @@
 mod error;
 #[cfg(feature = "file")]
 mod file;
+mod ipam;
 mod journal;
 mod memory;
+mod records;
+mod state;
 
 pub use error::Error;
 #[cfg(feature = "file")]
 pub use file::{FileStore, FileStoreError};
+pub use ipam::{Begun, Ipam};
 pub use journal::{Counts, Journal, Ticket};
 pub use memory::MemoryStore;
+pub use state::Recovered;
 
 /// A key and its value.
 pub type Entry = (Vec<u8>, Vec<u8>);
