@@ -167,7 +167,7 @@ fn what_was_never_read_is_listed() {
     assert_eq!(problems(&snapshot), Vec::<String>::new());
 }
 
-/// As the kubelet updates a mounted ConfigMap: the files are symlinks through `..data`, which is a
+/// As the kubelet updates a mounted `ConfigMap`: the files are symlinks through `..data`, which is a
 /// symlink to a folder and is replaced by renaming another one over it.
 #[test]
 fn a_config_map_is_swapped() {
