@@ -35,6 +35,11 @@ impl Cooling {
         Some(address)
     }
 
+    /// Addresses and the moments from which nobody remembers them, the oldest release first.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (u128, Time)> {
+        self.queue.values().copied()
+    }
+
     pub(crate) fn contains(&self, address: u128) -> bool {
         self.numbers.contains_key(&address)
     }

@@ -98,7 +98,7 @@ impl Node {
             let mut allocator = self.allocator();
             let now = self.now();
             log_expired(&allocator.expire(now));
-            allocator.allocate(&owner(&request.id), wanted, now)?
+            allocator.allocate(&owner(&request.id), &wanted, now)?
         };
         if let Some(network) = &request.network {
             self.asked().insert(request.id.clone(), network.clone());
@@ -227,7 +227,7 @@ impl Node {
     /// How full the pool is.
     pub(crate) fn pools(&self) -> Vec<PoolUsage> {
         let usage = self.allocator().usage();
-        let pools = usage.cidrs.iter().map(|entry| PoolUsage {
+        let pools = usage.iter().flat_map(|pool| &pool.cidrs).map(|entry| PoolUsage {
             cidr: entry.cidr,
             size: entry.usage.size.try_into().unwrap_or(u64::MAX),
             used: entry.usage.used,
@@ -311,7 +311,7 @@ impl Node {
             None => {
                 let list: Vec<IpAddr> = addresses.iter().collect();
                 let request = Request::default().with_addresses(&list)?;
-                allocator.allocate(&owner, request, self.now())?.addresses
+                allocator.allocate(&owner, &request, self.now())?.addresses
             }
         };
         if leased != addresses {
