@@ -48,11 +48,6 @@ pub(crate) struct Pools {
 }
 
 impl Choice {
-    /// Whether one list serves both families: then both addresses come from one pool of it.
-    pub(crate) fn is_paired(&self) -> bool {
-        self.v4.names == self.v6.names
-    }
-
     /// That a pool of the choice is not there.
     pub(crate) fn no_pool(&self, pool: &str) -> Error {
         let lists = [&self.v4, &self.v6];
