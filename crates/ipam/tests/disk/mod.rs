@@ -11,7 +11,7 @@ use redb::StorageBackend;
 
 const SECTOR: usize = 512;
 
-/// Numbers that look random; the same for the same seed (SplitMix64).
+/// Numbers that look random; the same for the same seed (`SplitMix64`).
 #[derive(Clone, Debug)]
 pub(crate) struct Rng(u64);
 
