@@ -332,8 +332,8 @@ fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         25 => begun_op(),
         4 => Just(Op::Expire),
-        1 => (0usize..40).prop_map(Op::Reserve),
-        1 => (0usize..40).prop_map(Op::Unreserve),
+        2 => (0usize..40).prop_map(Op::Reserve),
+        2 => (0usize..40).prop_map(Op::Unreserve),
         1 => (0u8..3).prop_map(Op::Forget),
         1 => (0u8..3).prop_map(Op::AddPool),
         1 => (0u8..3).prop_map(Op::RemovePool),
