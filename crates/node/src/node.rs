@@ -13,7 +13,7 @@ use podwire_api::{
 };
 use podwire_ipam::{Addresses, Allocator, Family, Owner, Request, Time};
 
-use crate::choice::{Choice, Chooser};
+use crate::choice::{Choice, Chooser, Pools};
 use crate::error::Source;
 use crate::reconcile::is_unfinished;
 use crate::seam::{Datapath, Link, Links, Row};
@@ -93,12 +93,16 @@ impl Node {
     pub(crate) fn lease(&self, request: &LeaseRequest) -> Result<LeaseReply, Error> {
         self.touch();
         let _turn = self.turns.take(&request.id);
-        let wanted = wanted(families(request)?, &self.chooser.choose(request)?)?;
+        let choice = self.chooser.choose(request)?;
         let lease = {
             let mut allocator = self.allocator();
             let now = self.now();
             log_expired(&allocator.expire(now));
-            allocator.allocate(&owner(&request.id), &wanted, now)?
+            let wanted = wanted(request, &choice, &pools(&allocator))?;
+            allocator.allocate(&owner(&request.id), &wanted, now).map_err(|error| match error {
+                podwire_ipam::Error::UnknownPool { pool, known } => choice.no_pool(pool, known),
+                error => error.into(),
+            })?
         };
         if let Some(network) = &request.network {
             self.asked().insert(request.id.clone(), network.clone());
@@ -310,7 +314,8 @@ impl Node {
             Some(held) => held,
             None => {
                 let list: Vec<IpAddr> = addresses.iter().collect();
-                let request = Request::default().with_addresses(&list)?;
+                let pools = pools(&allocator);
+                let request = Request::default().from_pools(&pools).with_addresses(&list)?;
                 allocator.allocate(&owner, &request, self.now())?.addresses
             }
         };
@@ -444,6 +449,10 @@ pub(crate) fn owner(id: &EndpointId) -> Owner {
     Owner::new(id.container_id.as_str(), id.ifname.as_str())
 }
 
+fn pools(allocator: &Allocator) -> Vec<String> {
+    allocator.pools().map(str::to_owned).collect()
+}
+
 /// The families that a request asks for.
 fn families(request: &LeaseRequest) -> Result<Request, Error> {
     let has = |v4: bool| request.addresses.iter().any(|address| address.is_ipv4() == v4);
@@ -459,16 +468,21 @@ fn families(request: &LeaseRequest) -> Result<Request, Error> {
 }
 
 /// What the allocator is asked for.
-fn wanted(request: Request, choice: &Choice) -> Result<Request, Error> {
-    let lists = if choice.is_paired() { vec![&choice.v4] } else { vec![&choice.v4, &choice.v6] };
-    let mut pools = lists.into_iter().flat_map(|list| &list.names);
-    if let Some(pool) = pools.find(|pool| *pool != "default") {
-        return Err(choice.no_pool(pool));
-    }
+fn wanted(request: &LeaseRequest, choice: &Choice, all: &[String]) -> Result<Request, Error> {
+    // Addresses that somebody else chose are of any pool, if nobody named one.
+    let list = |pools: &Pools| match (request.others, &pools.origin) {
+        (OtherFamilies::Omit, None) => all.to_vec(),
+        _ => pools.names.clone(),
+    };
+    // Equal lists are paired.
+    let mut wanted = families(request)?
+        .with_addresses(&choice.addresses)?
+        .pools_of(Family::V4, &list(&choice.v4))
+        .pools_of(Family::V6, &list(&choice.v6));
     if let Some(name) = &choice.sticky {
-        return Err(Error::Invalid(format!("no address can be kept for {name} yet")));
+        wanted = wanted.sticky(name);
     }
-    Ok(request.with_addresses(&choice.addresses)?)
+    Ok(wanted)
 }
 
 fn check_request(id: &EndpointId, request: &EndpointRequest) -> Result<Addresses, Error> {
