@@ -108,12 +108,14 @@ pub enum Error {
     },
 
     /// A pool that was chosen is not there.
-    #[error("there is no pool {pool}, which {origin} names")]
+    #[error("there is no pool {pool}, which {origin} names; the pools are {}", known.join(", "))]
     NoPool {
         /// The pool.
         pool: String,
         /// What chose it.
         origin: String,
+        /// The pools that there are.
+        known: Vec<String>,
     },
 
     /// An object may be in a file that could not be read since the agent started.

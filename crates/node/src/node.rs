@@ -17,7 +17,7 @@ use podwire_api::{
 use podwire_ipam::durable::{Begun, Change, Counts};
 use podwire_ipam::{Addresses, Allocator, Family, Owner, Request, Time};
 
-use crate::choice::{Choice, Chooser};
+use crate::choice::{Choice, Chooser, Pools};
 use crate::error::Source;
 use crate::reconcile::is_unfinished;
 use crate::seam::{Datapath, Link, Links, Routes, Row};
@@ -115,7 +115,8 @@ impl Node {
         self.touch();
         let _turn = self.turns.take(&request.id);
         let choice = self.chooser.choose(request)?;
-        let wanted = wanted(families(request)?, &choice)?;
+        let all = self.ipam.read(|all| all.pools().map(str::to_owned).collect::<Vec<_>>())?;
+        let wanted = wanted(request, &choice, &all)?;
         let owner = match &request.pod {
             Some(PodRef { namespace, name, .. }) => {
                 owner(&request.id).with_pod(&format!("{namespace}/{name}"))
@@ -131,7 +132,9 @@ impl Node {
             leased = self.ipam.allocate(&owner, &wanted, now());
         }
         let lease = leased.map_err(|error| match error.refusal() {
-            Some(podwire_ipam::Error::UnknownPool { pool, .. }) => choice.no_pool(pool),
+            Some(podwire_ipam::Error::UnknownPool { pool, known }) => {
+                choice.no_pool(pool.clone(), known.clone())
+            }
             _ => error.into(),
         })?;
         if let Some(network) = &request.network {
@@ -522,16 +525,22 @@ fn families(request: &LeaseRequest) -> Result<Request, Error> {
     }
 }
 
-/// A request of these families, with everything that was chosen.
-fn wanted(request: Request, choice: &Choice) -> Result<Request, Error> {
-    let mut request = request
-        .pools_of(Family::V4, &choice.v4.names)
-        .pools_of(Family::V6, &choice.v6.names)
-        .with_addresses(&choice.addresses)?;
+/// What the allocator is asked for.
+fn wanted(request: &LeaseRequest, choice: &Choice, all: &[String]) -> Result<Request, Error> {
+    // Addresses that somebody else chose are of any pool, if nobody named one.
+    let list = |pools: &Pools| match (request.others, &pools.origin) {
+        (OtherFamilies::Omit, None) => all.to_vec(),
+        _ => pools.names.clone(),
+    };
+    // Equal lists are paired.
+    let mut wanted = families(request)?
+        .with_addresses(&choice.addresses)?
+        .pools_of(Family::V4, &list(&choice.v4))
+        .pools_of(Family::V6, &list(&choice.v6));
     if let Some(name) = &choice.sticky {
-        request = request.sticky(name);
+        wanted = wanted.sticky(name);
     }
-    Ok(request)
+    Ok(wanted)
 }
 
 fn check_request(id: &EndpointId, request: &EndpointRequest) -> Result<Addresses, Error> {
