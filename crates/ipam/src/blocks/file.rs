@@ -238,3 +238,194 @@ impl Registry for FileRegistry {
 fn versioned((revision, value): (u64, &[u8])) -> Versioned {
     Versioned { value: value.to_vec(), revision: Revision::from(revision) }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use redb::StorageBackend;
+
+    use super::*;
+
+    /// A disk that forgets what was not synchronised when the power goes.
+    #[derive(Debug, Default)]
+    struct Disk {
+        /// As processes see it.
+        seen: Mutex<Vec<u8>>,
+        /// As it was when it was last synchronised, and what has been done since.
+        synced: Mutex<(Vec<u8>, Vec<Done>)>,
+        /// So many operations succeed.
+        left: AtomicU32,
+    }
+
+    #[derive(Clone, Debug)]
+    enum Done {
+        Length(usize),
+        Write(usize, Vec<u8>),
+    }
+
+    impl Done {
+        fn to(&self, content: &mut Vec<u8>) {
+            match self {
+                Self::Length(length) => content.resize(*length, 0),
+                Self::Write(offset, data) => {
+                    let end = offset + data.len();
+                    content.resize(content.len().max(end), 0);
+                    content[*offset..end].copy_from_slice(data);
+                }
+            }
+        }
+    }
+
+    impl Disk {
+        fn act(&self, done: Done) -> io::Result<()> {
+            self.live()?;
+            done.to(&mut self.seen.lock().unwrap());
+            self.synced.lock().unwrap().1.push(done);
+            Ok(())
+        }
+
+        fn live(&self) -> io::Result<()> {
+            let less = |left: u32| left.checked_sub(1);
+            let left = self.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less);
+            left.map(|_| ()).map_err(|_| io::Error::other("killed"))
+        }
+
+        /// What the next process finds after a kill: everything that was written.
+        fn after_kill(&self) -> Self {
+            Self::with(self.seen.lock().unwrap().clone())
+        }
+
+        /// What it finds after a power loss: some of what was not synchronised, and some half.
+        fn after_power_loss(&self, mut luck: u64) -> Self {
+            let (mut content, done) = self.synced.lock().unwrap().clone();
+            for done in done {
+                luck = luck.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                match (luck >> 33) % 3 {
+                    0 => {}
+                    1 => done.to(&mut content),
+                    _ => match done {
+                        Done::Write(offset, data) => {
+                            Done::Write(offset, data[..data.len() / 2].to_vec()).to(&mut content);
+                        }
+                        whole @ Done::Length(_) => whole.to(&mut content),
+                    },
+                }
+            }
+            Self::with(content)
+        }
+
+        fn with(content: Vec<u8>) -> Self {
+            let (seen, synced) = (Mutex::new(content.clone()), Mutex::new((content, Vec::new())));
+            Self { seen, synced, left: AtomicU32::new(u32::MAX) }
+        }
+    }
+
+    #[derive(Debug)]
+    struct Handle(Arc<Disk>);
+
+    impl StorageBackend for Handle {
+        fn len(&self) -> io::Result<u64> {
+            Ok(self.0.seen.lock().unwrap().len() as u64)
+        }
+
+        fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+            let offset = usize::try_from(offset).unwrap();
+            let seen = self.0.seen.lock().unwrap();
+            let part = seen.get(offset..offset + out.len());
+            out.copy_from_slice(part.ok_or(io::ErrorKind::UnexpectedEof)?);
+            Ok(())
+        }
+
+        fn set_len(&self, len: u64) -> io::Result<()> {
+            self.0.act(Done::Length(usize::try_from(len).unwrap()))
+        }
+
+        fn sync_data(&self) -> io::Result<()> {
+            self.0.live()?;
+            let seen = self.0.seen.lock().unwrap().clone();
+            *self.0.synced.lock().unwrap() = (seen, Vec::new());
+            Ok(())
+        }
+
+        fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+            self.0.act(Done::Write(usize::try_from(offset).unwrap(), data.to_vec()))
+        }
+    }
+
+    fn open(disk: &Arc<Disk>) -> Result<FileRegistry, FileRegistryError> {
+        let disk = disk.clone();
+        FileRegistry::on("disk".into(), move |builder| {
+            builder.create_with_backend(Handle(disk.clone())).map_err(Refused::Database)
+        })
+    }
+
+    fn put(registry: &FileRegistry, key: &str, expected: &Expected, value: &str) -> Revision {
+        match registry.swap(key, expected, New::Put(value.as_bytes())).unwrap() {
+            Swap::Swapped(Some(revision)) => revision,
+            other => panic!("{key}: {other:?}"),
+        }
+    }
+
+    fn value(registry: &FileRegistry, key: &str) -> Option<String> {
+        let found = registry.read(key).unwrap();
+        found.map(|found| String::from_utf8(found.value).unwrap())
+    }
+
+    /// Whatever the number of operations after which the process dies or the power goes, and
+    /// whatever of them has reached the disk: the next process finds a swap whole or not at all,
+    /// and a swap that has returned whole.
+    #[test]
+    fn a_swap_is_there_whole_or_not_at_all() {
+        for (new, after) in [(New::Put(b"new"), Some("new")), (New::Delete, None)] {
+            let before = Arc::new(Disk::with(Vec::new()));
+            let first = open(&before).unwrap();
+            let revision = put(&first, "k", &Expected::Absent, "old");
+            drop(first);
+            let mut operations = 0;
+            loop {
+                let disk = Arc::new(before.after_kill());
+                disk.left.store(operations, Ordering::SeqCst);
+                let expected = Expected::Revision(revision.clone());
+                // Never closed, as by a process that is gone.
+                let done = match open(&disk).map(std::mem::ManuallyDrop::new) {
+                    Ok(registry) => registry.swap("k", &expected, new).is_ok(),
+                    Err(_) => false,
+                };
+                let lost = (0..8).map(|luck| disk.after_power_loss(luck * 977 + 1));
+                for found in std::iter::once(disk.after_kill()).chain(lost) {
+                    let registry = open(&Arc::new(found)).unwrap();
+                    let now = value(&registry, "k");
+                    let fits = now.as_deref() == after || (!done && now.as_deref() == Some("old"));
+                    assert!(fits, "{operations} operations, done {done}: {now:?}");
+                    // It works on, and gives no revision twice.
+                    let next = put(&registry, "next", &Expected::Absent, "x");
+                    let there = registry.read("k").unwrap().map(|found| found.revision);
+                    assert!(next != revision && there != Some(next));
+                }
+                if done && disk.left.load(Ordering::SeqCst) > 0 {
+                    break;
+                }
+                operations += 1;
+            }
+            assert!(operations > 3, "only {operations} operations");
+        }
+    }
+
+    #[test]
+    fn a_registry_works_on_after_a_failed_write() {
+        let disk = Arc::new(Disk::with(Vec::new()));
+        let registry = open(&disk).unwrap();
+        let revision = put(&registry, "k", &Expected::Absent, "old");
+        let expected = Expected::Revision(revision);
+        disk.left.store(0, Ordering::SeqCst);
+        let error = registry.swap("k", &expected, New::Put(b"new")).unwrap_err();
+        assert!(matches!(error, FileRegistryError::Database { operation: "write", .. }), "{error}");
+        registry.swap("k", &expected, New::Put(b"new")).unwrap_err();
+        disk.left.store(u32::MAX, Ordering::SeqCst);
+        assert_eq!(value(&registry, "k").as_deref(), Some("old"));
+        put(&registry, "k", &expected, "new");
+        assert_eq!(value(&registry, "k").as_deref(), Some("new"));
+    }
+}
