@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use ipnetwork::IpNetwork;
@@ -20,6 +20,8 @@ struct Link {
     calls: Arc<AtomicUsize>,
     /// So many calls succeed before none does; 0 is no limit.
     left: Arc<AtomicUsize>,
+    /// Swaps take effect, and their answers are lost.
+    deaf: Arc<AtomicBool>,
 }
 
 #[derive(Debug)]
@@ -71,7 +73,9 @@ impl Registry for Link {
     }
 
     fn swap(&self, key: &str, expected: &Expected, new: New<'_>) -> Result<Swap, Unreachable> {
-        self.pass().map(|()| self.registry.swap(key, expected, new).unwrap())
+        self.pass()?;
+        let swap = self.registry.swap(key, expected, new).unwrap();
+        if self.deaf.load(Ordering::SeqCst) { Err(Unreachable) } else { Ok(swap) }
     }
 }
 
@@ -338,6 +342,33 @@ fn without_the_registry_the_node_works_on() {
     link.heal();
     node.tick(&[demand(150)]);
     assert_eq!(node.allocator.len(), 4);
+}
+
+/// The next tick finds out what has become of a claim or release whose answer was lost.
+#[test]
+fn an_answer_that_is_lost_is_asked_for() {
+    let link = Link::default();
+    let mut node = Node::new(&link, "n1", &[pool()]);
+    node.quiet();
+    node.set_used(0, 60);
+    link.deaf.store(true, Ordering::SeqCst);
+    let outcome = node.tick(&[]);
+    assert!(matches!(outcome.errors[..], [Error::Registry { operation: "create", .. }]));
+    assert_eq!((node.allocator.len(), claimed(&link).len()), (1, 2));
+    link.deaf.store(false, Ordering::SeqCst);
+    node.tick(&[]);
+    assert_eq!((node.allocator.len(), claimed(&link).len()), (2, 2));
+
+    node.set_used(0, 10);
+    node.tick(&[]);
+    node.tick(&[]);
+    link.deaf.store(true, Ordering::SeqCst);
+    let outcome = node.tick(&[]);
+    assert!(matches!(outcome.errors[..], [Error::Registry { operation: "delete", .. }]));
+    assert_eq!((node.allocator.len(), claimed(&link).len()), (1, 1));
+    link.deaf.store(false, Ordering::SeqCst);
+    assert_eq!(node.quiet(), []);
+    assert_eq!(node.blocks.blocks().count(), 1);
 }
 
 /// The node is killed after each of the calls in turn, before its allocator has done anything.
