@@ -45,7 +45,7 @@ impl Filled {
         let mut fillers: Vec<_> =
             (0..SIZE).map(|number| Owner::new(&format!("filler-{number}"), "eth0")).collect();
         for owner in &fillers {
-            pool.allocate(owner, Request::default(), now()).expect("an address for each");
+            pool.allocate(owner, &Request::default(), now()).expect("an address for each");
             pool.confirm(owner).expect("a lease to confirm");
         }
         let held = SIZE * per_mille / 1000;
@@ -74,7 +74,7 @@ impl Filled {
             let leases: Vec<Lease> = owners
                 .iter()
                 .map(|owner| {
-                    black_box(self.pool.allocate(owner, Request::default(), now()))
+                    black_box(self.pool.allocate(owner, &Request::default(), now()))
                         .unwrap_or_else(|error| panic!("an address is free, but: {error}"))
                 })
                 .collect();

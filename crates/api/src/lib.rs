@@ -39,6 +39,9 @@ pub const DEFAULT_RUN_DIR: &str = "/run/podwire";
 /// Where the pinned maps and links are, unless `--bpffs` says otherwise.
 pub const DEFAULT_BPFFS: &str = "/sys/fs/bpf/podwire";
 
+/// How the annotations of pods and namespaces begin that podwire reads.
+pub const ANNOTATION_PREFIX: &str = "podwire.io/";
+
 /// The largest request body the agent reads, in bytes.
 pub const MAX_BODY: usize = 1 << 20;
 

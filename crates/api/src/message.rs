@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
@@ -40,13 +41,24 @@ pub struct LeaseRequest {
     /// What becomes of a family that none of `addresses` is of.
     #[serde(default, skip_serializing_if = "is_default")]
     pub others: OtherFamilies,
+    /// The pod's annotations that begin with [`ANNOTATION_PREFIX`](crate::ANNOTATION_PREFIX), as the
+    /// runtime passed them. Others are none of the agent's business.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub annotations: BTreeMap<String, String>,
 }
 
 impl LeaseRequest {
     /// Asks for an address of every family that the node has.
     #[must_use]
     pub const fn new(id: EndpointId) -> Self {
-        Self { id, pod: None, network: None, addresses: Vec::new(), others: OtherFamilies::Lease }
+        Self {
+            id,
+            pod: None,
+            network: None,
+            addresses: Vec::new(),
+            others: OtherFamilies::Lease,
+            annotations: BTreeMap::new(),
+        }
     }
 }
 
@@ -410,6 +422,14 @@ mod tests {
     fn lease_messages_look_as_documented() {
         let request = LeaseRequest::new(id());
         let value = json!({"container_id": "c1", "ifname": "eth0"});
+        assert_eq!(serde_json::to_value(&request).unwrap(), value);
+        assert_eq!(serde_json::from_value::<LeaseRequest>(value).unwrap(), request);
+
+        let annotations = BTreeMap::from([("podwire.io/pool".to_owned(), "blue".to_owned())]);
+        let request = LeaseRequest { annotations, ..request };
+        let value = json!({
+            "container_id": "c1", "ifname": "eth0", "annotations": {"podwire.io/pool": "blue"},
+        });
         assert_eq!(serde_json::to_value(&request).unwrap(), value);
         assert_eq!(serde_json::from_value::<LeaseRequest>(value).unwrap(), request);
 

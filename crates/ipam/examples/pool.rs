@@ -16,13 +16,13 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     for container in ["web", "db", "cache"] {
         let owner = Owner::new(container, "eth0");
-        let lease = pool.allocate(&owner, Request::default(), now()?)?;
+        let lease = pool.allocate(&owner, &Request::default(), now()?)?;
         // ... the interface is created here; if that fails, the lease expires by itself ...
         pool.confirm(&owner)?;
         println!("{owner} got {}", lease.addresses);
     }
     let explicit = Request::default().with_addresses(&["10.1.0.77".parse()?])?;
-    let lease = pool.allocate(&Owner::new("static", "eth0"), explicit, now()?)?;
+    let lease = pool.allocate(&Owner::new("static", "eth0"), &explicit, now()?)?;
     println!("{} got {}, pending", lease.owner, lease.addresses);
     pool.release(&Owner::new("db", "eth0"), now()?);
 
@@ -31,7 +31,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     for lease in saved {
         restarted.restore(lease)?;
     }
-    for entry in restarted.usage().cidrs {
+    for entry in restarted.usage().remove(0).cidrs {
         let usage = entry.usage;
         println!(
             "{}: {} used, {} pending of {}",

@@ -1,9 +1,14 @@
+mod choose;
+mod edit;
+pub(crate) mod restore;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::time::Duration;
 
 use crate::leases::{Leases, Slot};
-use crate::space::{Count, Place, Refusal, Space};
+use crate::pools::{Pools, Spot};
+use crate::space::{Count, Refusal};
+use crate::sticky::{Binding, Stickies};
 use crate::{
     Addresses, Error, Family, Lease, LeaseState, Owner, PoolConfig, PoolUsage, Request, Time,
 };
@@ -12,20 +17,17 @@ use crate::{
 /// the backlog shrinks; few, so that no call pays for a thousand releases at once.
 const FORGET_PER_CALL: usize = 4;
 
-/// Grants the addresses of one pool.
+/// Grants the addresses of one or several pools.
 ///
-/// Every operation costs O(log n) in the number of leases, whatever the size of the CIDRs and
-/// however full they are; memory grows with leases alone.
-#[derive(Clone, Debug)]
+/// Every grant, confirmation and release costs O(log n) in the number of leases, whatever the size
+/// of the CIDRs and however full they are; memory grows with leases alone.
+#[derive(Clone, Debug, Default)]
 pub struct Allocator {
-    name: String,
-    cooldown: Duration,
-    pending_ttl: Duration,
-    v4: Space,
-    v6: Space,
+    pools: Pools,
     leases: Leases,
     pending: BTreeSet<(Time, Slot)>,
     reserved: BTreeMap<IpAddr, String>,
+    stickies: Stickies,
     stray: u64,
     latest: Time,
 }
@@ -39,18 +41,6 @@ pub enum Release {
     Absent,
 }
 
-/// What [`Allocator::restore`] did.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Restored {
-    /// The lease is held again.
-    Held,
-    /// The lease is held again, but today's configuration would not grant all of it: an address
-    /// lies outside every CIDR or is excluded. Once released it is not granted again.
-    Stray,
-    /// The owner held exactly these addresses already.
-    Unchanged,
-}
-
 /// What [`Allocator::unreserve`] found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Unreserved {
@@ -61,66 +51,85 @@ pub enum Unreserved {
 }
 
 impl Allocator {
-    /// An allocator that has granted nothing yet.
+    /// An allocator of one pool that has granted nothing yet.
     ///
     /// A pool without CIDRs is possible; it refuses every request.
     ///
     /// # Errors
     ///
     /// [`Error::InvalidCidr`] and [`Error::Overlap`].
-    pub fn new(config: &PoolConfig) -> Result<Self, Error> {
-        Ok(Self {
-            name: config.name.clone(),
-            cooldown: config.cooldown,
-            pending_ttl: config.pending_ttl,
-            v4: Space::new(Family::V4, config)?,
-            v6: Space::new(Family::V6, config)?,
-            leases: Leases::default(),
-            pending: BTreeSet::new(),
-            reserved: BTreeMap::new(),
-            stray: 0,
-            latest: Time::default(),
-        })
+    pub fn new(pool: &PoolConfig) -> Result<Self, Error> {
+        Self::with_pools([pool])
+    }
+
+    /// An allocator of several pools that has granted nothing yet. Requests that name no pool get
+    /// the addresses of the first.
+    ///
+    /// # Errors
+    ///
+    /// As [`add_pool`](Self::add_pool).
+    pub fn with_pools<'a>(pools: impl IntoIterator<Item = &'a PoolConfig>) -> Result<Self, Error> {
+        let mut allocator = Self::default();
+        for pool in pools {
+            allocator.add_pool(pool)?;
+        }
+        Ok(allocator)
     }
 
     /// Grants addresses to `owner`, or tells what it holds already.
     ///
-    /// Of each family the next free address behind the one granted last is taken, CIDR by CIDR.
-    /// When none is free, the address released longest ago is taken out of its cool-down. An
-    /// explicit address is granted during its cool-down as well. Either all that was asked for is
-    /// granted or nothing.
+    /// Of each family the next free address behind the one granted last is taken, pool by pool and
+    /// CIDR by CIDR. When none is free in any pool of the request, the address released longest ago
+    /// is taken out of its cool-down. An explicit address is granted during its cool-down as well.
+    /// Either all that was asked for is granted or nothing.
     ///
     /// The lease is pending until [`confirm`](Self::confirm); asking again postpones its expiry.
     ///
     /// # Errors
     ///
-    /// [`Error::Exhausted`], [`Error::NoFamily`]; for an owner that holds something else
-    /// [`Error::OwnerMismatch`]; for explicit addresses [`Error::Held`], [`Error::Reserved`],
-    /// [`Error::OutsidePool`], [`Error::Unusable`].
-    pub fn allocate(&mut self, owner: &Owner, request: Request, now: Time) -> Result<Lease, Error> {
+    /// [`Error::Exhausted`], [`Error::NoFamily`], [`Error::UnknownPool`]; for an owner that holds
+    /// something else [`Error::OwnerMismatch`]; for explicit addresses [`Error::Held`],
+    /// [`Error::Reserved`], [`Error::Kept`], [`Error::OutsidePool`], [`Error::Unusable`]; for a
+    /// sticky name whose address somebody has, [`Error::Held`].
+    pub fn allocate(
+        &mut self,
+        owner: &Owner,
+        request: &Request,
+        now: Time,
+    ) -> Result<Lease, Error> {
         let now = self.observe(now);
-        self.v4.forget(now, FORGET_PER_CALL);
-        self.v6.forget(now, FORGET_PER_CALL);
-        let expires = now + self.pending_ttl;
-
+        for pool in self.pools.iter_mut() {
+            pool.v4.forget(now, FORGET_PER_CALL);
+            pool.v6.forget(now, FORGET_PER_CALL);
+        }
         if let Some(slot) = self.leases.find(owner) {
-            return self.renew(slot, request, expires);
+            return self.renew(slot, request, now);
         }
-        let v4 = self.choose(Family::V4, request)?;
-        let v6 = self.choose(Family::V6, request)?;
-        if v4.is_none() && v6.is_none() {
-            return Err(Error::NoFamily { pool: self.name.clone(), family: Family::V4 });
-        }
+        let chosen = self.choose(owner, request)?;
+        let Some(first) = chosen.iter().flatten().next() else {
+            let pools = self.pools.names();
+            return Err(Error::NoFamily { pools, family: Family::V4 });
+        };
+        let expires = now + self.pools.at(first.pool).pending_ttl;
         let mut granted = Vec::with_capacity(2);
-        for (family, place) in [(Family::V4, v4), (Family::V6, v6)] {
-            let Some(place) = place else { continue };
-            let space = self.space_mut(family);
-            // An explicit or cooling address says nothing about where the free ones are.
-            if request.explicit.of(family).is_none() && !space.is_cooling(place) {
-                space.advance(place);
+        for spot in chosen.into_iter().flatten() {
+            let address = self.pools.address(spot);
+            let is_kept = self.stickies.name(address).is_some();
+            let space = self.pools.space_of(spot);
+            // An explicit, kept or cooling address says nothing about where the free ones are.
+            let is_next = request.explicit.of(spot.family).is_none();
+            if is_next && !is_kept && !space.is_cooling(spot.place) {
+                space.advance(spot.place);
             }
-            space.take(place, Count::Pending);
-            granted.push(space.address(place));
+            if is_kept {
+                space.recount(spot.place, Count::Kept, Count::Pending);
+            } else {
+                space.take(spot.place, Count::Pending);
+            }
+            if let Some(name) = &request.sticky {
+                self.bind(name, address, now);
+            }
+            granted.push(address);
         }
         let lease = Lease {
             owner: owner.clone(),
@@ -161,8 +170,10 @@ impl Allocator {
     /// [`next_expiry`](Self::next_expiry); it costs nothing when nothing is due.
     pub fn expire(&mut self, now: Time) -> Vec<Lease> {
         let now = self.observe(now);
-        self.v4.forget(now, usize::MAX);
-        self.v6.forget(now, usize::MAX);
+        for pool in self.pools.iter_mut() {
+            pool.v4.forget(now, usize::MAX);
+            pool.v6.forget(now, usize::MAX);
+        }
         let mut expired = Vec::new();
         while let Some(&(expires, slot)) = self.pending.first() {
             if expires > now {
@@ -180,66 +191,19 @@ impl Allocator {
         self.pending.first().map(|(expires, _)| *expires)
     }
 
-    /// Holds a lease again that was granted before a restart.
-    ///
-    /// Addresses that the configuration would not grant today are held nevertheless, since their
-    /// owner uses them. New grants go on behind the restored addresses, so that an address that
-    /// was released shortly before the restart is not the first to be granted.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Conflict`] if another lease has one of the addresses, [`Error::Reserved`],
-    /// [`Error::OwnerMismatch`] if the owner holds other addresses, [`Error::NoAddress`]. Nothing
-    /// is changed then.
-    pub fn restore(&mut self, lease: Lease) -> Result<Restored, Error> {
-        if lease.addresses.is_empty() {
-            return Err(Error::NoAddress { owner: lease.owner });
-        }
-        if let Some(slot) = self.leases.find(&lease.owner) {
-            let held = self.leases.at(slot).map(|held| held.addresses).unwrap_or_default();
-            if held != lease.addresses {
-                return Err(Error::OwnerMismatch { owner: lease.owner, held });
-            }
-            if lease.state == LeaseState::Confirmed {
-                self.settle(slot);
-            }
-            return Ok(Restored::Unchanged);
-        }
-        for address in lease.addresses.iter() {
-            if let Some(holder) = self.leases.holder(address) {
-                let (holder, claimant) = (holder.clone(), lease.owner);
-                return Err(Error::Conflict { address, holder, claimant });
-            }
-            if let Some(why) = self.reserved.get(&address) {
-                return Err(Error::Reserved { address, why: why.clone() });
-            }
-        }
-        let mut outcome = Restored::Held;
-        for address in lease.addresses.iter() {
-            let space = self.space_mut(Family::of(address));
-            if let Ok(place) = space.locate(address) {
-                space.take(place, count(lease.state));
-                space.advance_at_least(place);
-            } else {
-                self.stray += 1;
-                outcome = Restored::Stray;
-            }
-        }
-        let state = lease.state;
-        let slot = self.leases.insert(lease);
-        if let LeaseState::Pending { expires } = state {
-            self.pending.insert((expires, slot));
-        }
-        Ok(outcome)
+    /// The leases that [`expire`](Self::expire) would take back.
+    pub(crate) fn due(&self, now: Time) -> impl Iterator<Item = &Lease> {
+        let due = self.pending.iter().take_while(move |(expires, _)| *expires <= now);
+        due.filter_map(|(_, slot)| self.leases.at(*slot))
     }
 
-    /// Sets an address of the pool aside, `why` says for what. Doing so twice for the same reason
-    /// is no error; an address that is never granted anyway can be reserved as well.
+    /// Sets an address of a pool aside, `why` says for what. Doing so twice for the same reason is no
+    /// error; an address that is never granted anyway can be reserved as well.
     ///
     /// # Errors
     ///
-    /// [`Error::OutsidePool`], [`Error::Held`], and [`Error::Reserved`] if it is reserved for
-    /// another reason.
+    /// [`Error::OutsidePool`], [`Error::Held`], [`Error::Kept`], and [`Error::Reserved`] if it is
+    /// reserved for another reason.
     pub fn reserve(&mut self, address: IpAddr, why: &str) -> Result<(), Error> {
         if let Some(earlier) = self.reserved.get(&address) {
             return if earlier == why {
@@ -251,12 +215,14 @@ impl Allocator {
         if let Some(holder) = self.leases.holder(address) {
             return Err(Error::Held { address, holder: holder.clone() });
         }
-        let space = self.space_mut(Family::of(address));
-        match space.locate(address) {
-            Ok(place) => space.take(place, Count::Reserved),
-            Err(Refusal::Unusable(_)) => {}
-            Err(Refusal::Outside) => {
-                return Err(Error::OutsidePool { pool: self.name.clone(), address });
+        if let Some(name) = self.stickies.name(address) {
+            return Err(Error::Kept { address, name: name.to_string() });
+        }
+        match self.pools.locate(address) {
+            Ok(spot) => self.pools.space_of(spot).take(spot.place, Count::Reserved),
+            Err((_, Refusal::Unusable(_))) => {}
+            Err((_, Refusal::Outside)) => {
+                return Err(Error::OutsidePool { pool: self.pools.names().join(", "), address });
             }
         }
         self.reserved.insert(address, why.to_owned());
@@ -266,11 +232,26 @@ impl Allocator {
     /// Lifts a reservation; the address is free at once.
     pub fn unreserve(&mut self, address: IpAddr) -> Unreserved {
         let Some(why) = self.reserved.remove(&address) else { return Unreserved::Absent };
-        let space = self.space_mut(Family::of(address));
-        if let Ok(place) = space.locate(address) {
-            space.free(place, Count::Reserved);
+        if let Ok(spot) = self.pools.locate(address) {
+            self.pools.space_of(spot).free(spot.place, Count::Reserved);
         }
         Unreserved::Removed(why)
+    }
+
+    /// Ends what [`Request::sticky`] began: the addresses of the name that nobody has cool down, and
+    /// those of a lease no longer outlive it. Gives the name's addresses, which may be none.
+    pub fn forget(&mut self, name: &str, now: Time) -> Addresses {
+        let now = self.observe(now);
+        let addresses = self.stickies.addresses(name);
+        for address in addresses.iter() {
+            self.unbind(address, now);
+        }
+        addresses
+    }
+
+    /// The sticky names and their addresses, sorted by name.
+    pub fn stickies(&self) -> impl Iterator<Item = (&str, Addresses)> {
+        self.stickies.iter()
     }
 
     /// The lease of `owner`.
@@ -301,22 +282,62 @@ impl Allocator {
         self.reserved.iter().map(|(address, why)| (*address, why.as_str()))
     }
 
-    /// Whether `address` is in one of the pool's CIDRs, grantable or not.
+    /// Why `address` is reserved, if it is.
     #[must_use]
-    pub fn contains(&self, address: IpAddr) -> bool {
-        let located = self.space(Family::of(address)).locate(address);
-        !matches!(located, Err(Refusal::Outside))
+    pub fn reservation(&self, address: IpAddr) -> Option<&str> {
+        self.reserved.get(&address).map(String::as_str)
     }
 
-    /// How full the pool is. An address counts as cooling until a call has noticed that its
+    /// Whether `address` is in a CIDR of a pool, grantable or not.
+    #[must_use]
+    pub fn contains(&self, address: IpAddr) -> bool {
+        !matches!(self.pools.locate(address), Err((_, Refusal::Outside)))
+    }
+
+    /// The pool that `address` is granted from, or would be if it could.
+    #[must_use]
+    pub fn pool_of(&self, address: IpAddr) -> Option<&str> {
+        let pool = match self.pools.locate(address) {
+            Ok(spot) => Some(spot.pool),
+            Err((pool, _)) => pool,
+        };
+        pool.map(|pool| self.pools.at(pool).name.as_str())
+    }
+
+    /// Released addresses in their cool-down and the moments when it ends, of each pool and family
+    /// the oldest release first.
+    pub fn cooling(&self) -> impl Iterator<Item = (IpAddr, Time)> {
+        self.pools.iter().flat_map(|pool| pool.v4.cooling().chain(pool.v6.cooling()))
+    }
+
+    /// When the cool-down of `address` ends, if it is in it.
+    pub(crate) fn cooling_until(&self, address: IpAddr) -> Option<Time> {
+        let spot = self.pools.locate(address).ok()?;
+        self.pools.at(spot.pool).space(spot.family).cooling_until(spot.place)
+    }
+
+    /// The sticky name that `address` belongs to.
+    pub(crate) fn sticky_name(&self, address: IpAddr) -> Option<&str> {
+        self.stickies.name(address).map(|name| &**name)
+    }
+
+    /// What a sticky name has, and whether it keeps that.
+    pub(crate) fn binding(&self, name: &str) -> Option<Binding> {
+        self.stickies.binding(name)
+    }
+
+    /// How full the pools are. An address counts as cooling until a call has noticed that its
     /// cool-down is over; [`expire`](Self::expire) notices all.
     #[must_use]
-    pub fn usage(&self) -> PoolUsage {
-        PoolUsage {
-            pool: self.name.clone(),
-            cidrs: self.v4.usage().chain(self.v6.usage()).collect(),
-            stray: self.stray,
-        }
+    pub fn usage(&self) -> Vec<PoolUsage> {
+        self.pools.iter().map(crate::pools::Pool::usage).collect()
+    }
+
+    /// Addresses of leases that the configuration would not grant: see
+    /// [`Restored::Stray`](crate::Restored::Stray).
+    #[must_use]
+    pub fn stray(&self) -> u64 {
+        self.stray
     }
 
     /// The time never goes back, so that the order of releases is the order of their cool-downs.
@@ -325,65 +346,8 @@ impl Allocator {
         self.latest
     }
 
-    fn space(&self, family: Family) -> &Space {
-        match family {
-            Family::V4 => &self.v4,
-            Family::V6 => &self.v6,
-        }
-    }
-
-    fn space_mut(&mut self, family: Family) -> &mut Space {
-        match family {
-            Family::V4 => &mut self.v4,
-            Family::V6 => &mut self.v6,
-        }
-    }
-
-    /// The address of one family that `request` leads to, if it leads to one.
-    fn choose(&self, family: Family, request: Request) -> Result<Option<Place>, Error> {
-        if let Some(address) = request.explicit.of(family) {
-            return self.explicit(address).map(Some);
-        }
-        let space = self.space(family);
-        match (request.families.wants(family), space.is_empty()) {
-            (Some(false), _) | (None, true) => return Ok(None),
-            (Some(true), true) => {
-                return Err(Error::NoFamily { pool: self.name.clone(), family });
-            }
-            (Some(true) | None, false) => {}
-        }
-        space.next().map(Some).ok_or_else(|| {
-            let usage = space.total();
-            Error::Exhausted {
-                pool: self.name.clone(),
-                family,
-                size: usage.size,
-                used: usage.used,
-                pending: usage.pending,
-                cooling: usage.cooling,
-                reserved: usage.reserved,
-            }
-        })
-    }
-
-    fn explicit(&self, address: IpAddr) -> Result<Place, Error> {
-        if let Some(holder) = self.leases.holder(address) {
-            return Err(Error::Held { address, holder: holder.clone() });
-        }
-        if let Some(why) = self.reserved.get(&address) {
-            return Err(Error::Reserved { address, why: why.clone() });
-        }
-        self.space(Family::of(address)).locate(address).map_err(|refusal| {
-            let pool = self.name.clone();
-            match refusal {
-                Refusal::Outside => Error::OutsidePool { pool, address },
-                Refusal::Unusable(reason) => Error::Unusable { pool, address, reason },
-            }
-        })
-    }
-
     /// Answers a request of an owner that holds a lease.
-    fn renew(&mut self, slot: Slot, request: Request, expires: Time) -> Result<Lease, Error> {
+    fn renew(&mut self, slot: Slot, request: &Request, now: Time) -> Result<Lease, Error> {
         let Some(lease) = self.leases.at_mut(slot) else {
             unreachable!("the index names live slots")
         };
@@ -400,6 +364,10 @@ impl Allocator {
             return Err(Error::OwnerMismatch { owner, held });
         }
         if let LeaseState::Pending { expires: earlier } = lease.state {
+            let first = lease.addresses.iter().next();
+            let pool = first.and_then(|address| self.pools.locate(address).ok());
+            // A stray lease belongs to no pool that could say how long.
+            let expires = pool.map_or(earlier, |spot| now + self.pools.at(spot.pool).pending_ttl);
             self.pending.remove(&(earlier, slot));
             self.pending.insert((expires, slot));
             lease.state = LeaseState::Pending { expires };
@@ -415,10 +383,10 @@ impl Allocator {
         let addresses = lease.addresses;
         self.pending.remove(&(expires, slot));
         for address in addresses.iter() {
-            let space = self.space_mut(Family::of(address));
-            if let Ok(place) = space.locate(address) {
-                space.recount(place, Count::Pending, Count::Used);
+            if let Ok(spot) = self.pools.locate(address) {
+                self.pools.space_of(spot).recount(spot.place, Count::Pending, Count::Used);
             }
+            self.stickies.make_firm(address);
         }
     }
 
@@ -427,16 +395,47 @@ impl Allocator {
         if let LeaseState::Pending { expires } = lease.state {
             self.pending.remove(&(expires, slot));
         }
-        let until = now + self.cooldown;
         for address in lease.addresses.iter() {
-            let space = self.space_mut(Family::of(address));
-            if let Ok(place) = space.locate(address) {
-                space.cool(place, count(lease.state), until);
-            } else {
-                self.stray -= 1;
+            let kept = self.stickies.is_firm(address);
+            if !kept {
+                self.stickies.unbind(address);
+            }
+            match self.pools.locate(address) {
+                Ok(spot) if kept => {
+                    let space = self.pools.space_of(spot);
+                    space.recount(spot.place, count(lease.state), Count::Kept);
+                }
+                Ok(spot) => self.cool(spot, count(lease.state), now),
+                Err(_) => self.stray -= 1,
             }
         }
         Some(lease)
+    }
+
+    /// Lets `name` have `address`, and lets the one that it had of this family go.
+    fn bind(&mut self, name: &str, address: IpAddr, now: Time) {
+        if let Some(former) = self.stickies.bind(name, address) {
+            self.let_go(former, now);
+        }
+    }
+
+    fn unbind(&mut self, address: IpAddr, now: Time) {
+        self.stickies.unbind(address);
+        self.let_go(address, now);
+    }
+
+    /// Lets an address cool down that no name has any more, unless a lease has it.
+    fn let_go(&mut self, address: IpAddr, now: Time) {
+        if self.leases.holder(address).is_none()
+            && let Ok(spot) = self.pools.locate(address)
+        {
+            self.cool(spot, Count::Kept, now);
+        }
+    }
+
+    fn cool(&mut self, spot: Spot, count: Count, now: Time) {
+        let until = now + self.pools.at(spot.pool).cooldown;
+        self.pools.space_of(spot).cool(spot.place, count, until);
     }
 }
 

@@ -3,7 +3,7 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
-use crate::{AddressRange, Addresses, Bound, Family, Owner};
+use crate::{AddressRange, Addresses, Bound, Family, Owner, Usage};
 
 /// Why the allocator refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -19,47 +19,79 @@ pub enum Error {
         /// What is wrong with it.
         reason: &'static str,
     },
-    /// Two configured CIDRs share addresses.
-    #[error("pool {pool}: {first} and {second} overlap")]
+    /// Two CIDRs share addresses.
+    #[error("pool {pool}: {second} overlaps {first} of pool {other}")]
     Overlap {
-        /// The pool's name.
+        /// The pool that `second` is for.
         pool: String,
-        /// The CIDR that was configured first.
+        /// The CIDR that was there first.
         first: IpNetwork,
+        /// The pool that has it, the same or another.
+        other: String,
         /// The CIDR that overlaps with it.
         second: IpNetwork,
     },
-    /// The request asks for a family in which the pool has no CIDR.
-    #[error("pool {pool} has no {family} CIDR")]
-    NoFamily {
+    /// A pool of this name exists already.
+    #[error("pool {pool} exists already")]
+    PoolExists {
         /// The pool's name.
         pool: String,
-        /// The family that was asked for.
-        family: Family,
     },
-    /// Every address of the family is leased or reserved.
-    #[error(
-        "pool {pool} has no {family} address left: size {size}, used {used}, pending {pending}, \
-         cooling {cooling}, reserved {reserved}"
-    )]
-    Exhausted {
+    /// No pool has this name.
+    #[error("there is no pool {pool}; the pools are {}", names(.known))]
+    UnknownPool {
+        /// The name asked for.
+        pool: String,
+        /// The pools that there are.
+        known: Vec<String>,
+    },
+    /// The pool does not have this CIDR.
+    #[error("pool {pool} has no CIDR {cidr}; it has {}", cidrs(.known))]
+    UnknownCidr {
         /// The pool's name.
         pool: String,
-        /// The family that ran out.
-        family: Family,
-        /// Addresses that the pool may grant in this family.
-        size: u128,
+        /// The CIDR asked for.
+        cidr: IpNetwork,
+        /// The CIDRs it has.
+        known: Vec<IpNetwork>,
+    },
+    /// A CIDR cannot be taken away: something in it is held.
+    #[error(
+        "{cidr} of pool {pool} is in use: used {used}, pending {pending}, reserved {reserved}, \
+         kept {kept}"
+    )]
+    CidrInUse {
+        /// The pool's name.
+        pool: String,
+        /// The CIDR.
+        cidr: IpNetwork,
         /// Addresses of confirmed leases.
         used: u64,
         /// Addresses of leases that await confirmation.
         pending: u64,
-        /// Addresses in their cool-down; always 0 here, because they are granted before the pool
-        /// gives up.
-        cooling: u64,
         /// Reserved addresses.
         reserved: u64,
+        /// Addresses kept for sticky names.
+        kept: u64,
     },
-    /// The address asked for by name belongs to none of the pool's CIDRs.
+    /// The request asks for a family in which its pools have no CIDR.
+    #[error("no {family} CIDR in pool {}", names(.pools))]
+    NoFamily {
+        /// The pools of the request.
+        pools: Vec<String>,
+        /// The family that was asked for.
+        family: Family,
+    },
+    /// Every address of the family is leased, reserved or kept, in all pools of the request.
+    #[error("no {family} address is left in pool {}", states(.pools))]
+    Exhausted {
+        /// The family that ran out.
+        family: Family,
+        /// The pools of the request, and how full they are in this family. Cooling addresses are 0
+        /// here: they are granted before a pool gives up.
+        pools: Vec<PoolState>,
+    },
+    /// The address asked for by name belongs to no CIDR of the request's pools.
     #[error("{address} is in no CIDR of pool {pool}")]
     OutsidePool {
         /// The pool's name.
@@ -102,6 +134,14 @@ pub enum Error {
         address: IpAddr,
         /// The reason that was given with the reservation.
         why: String,
+    },
+    /// The address is kept for a sticky name.
+    #[error("{address} is kept for {name}")]
+    Kept {
+        /// The address asked for.
+        address: IpAddr,
+        /// The name.
+        name: String,
     },
     /// The owner already holds a lease, and it does not satisfy the request.
     #[error("{owner} already holds {held}, which is not what it asks for now")]
@@ -220,15 +260,21 @@ impl Error {
             Self::Held { .. }
                 | Self::Conflict { .. }
                 | Self::Reserved { .. }
+                | Self::Kept { .. }
+                | Self::CidrInUse { .. }
+                | Self::PoolExists { .. }
                 | Self::OwnerMismatch { .. }
                 | Self::OwnerHolds { .. }
         )
     }
 
-    /// The owner is not known.
+    /// The owner, the pool or the CIDR is not known.
     #[must_use]
     pub fn is_not_found(&self) -> bool {
-        matches!(self, Self::UnknownOwner { .. })
+        matches!(
+            self,
+            Self::UnknownOwner { .. } | Self::UnknownPool { .. } | Self::UnknownCidr { .. }
+        )
     }
 
     /// The request or the configuration can never succeed as it stands.
@@ -240,6 +286,40 @@ impl Error {
 
 fn list(addresses: &[IpAddr]) -> String {
     addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ")
+}
+
+fn names(pools: &[String]) -> String {
+    if pools.is_empty() { "none".to_owned() } else { pools.join(", ") }
+}
+
+fn cidrs(known: &[IpNetwork]) -> String {
+    names(&known.iter().map(ToString::to_string).collect::<Vec<_>>())
+}
+
+fn states(pools: &[PoolState]) -> String {
+    names(&pools.iter().map(ToString::to_string).collect::<Vec<_>>())
+}
+
+/// How full a pool is in the family that was asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PoolState {
+    /// The pool's name.
+    pub pool: String,
+    /// How full it is.
+    pub usage: Usage,
+}
+
+/// `default (size 254, used 250, pending 1, cooling 0, reserved 3, kept 0)`.
+impl fmt::Display for PoolState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Usage { size, used, pending, cooling, reserved, kept } = self.usage;
+        write!(
+            f,
+            "{} (size {size}, used {used}, pending {pending}, cooling {cooling}, \
+             reserved {reserved}, kept {kept})",
+            self.pool
+        )
+    }
 }
 
 /// The rule that withholds an address of a pool.
@@ -258,6 +338,8 @@ pub enum Unusable {
     Gateway,
     /// Inside this excluded range of the configuration.
     Excluded(IpNetwork),
+    /// In this CIDR, which nothing is granted from any more.
+    Drained(IpNetwork),
 }
 
 impl fmt::Display for Unusable {
@@ -268,6 +350,7 @@ impl fmt::Display for Unusable {
             Self::SubnetRouterAnycast => f.write_str("it is the subnet-router anycast address"),
             Self::ReservedAnycast => f.write_str("it is a reserved subnet anycast address"),
             Self::Gateway => f.write_str("it is the gateway"),
+            Self::Drained(cidr) => write!(f, "{cidr} is being drained"),
             Self::Excluded(range) => write!(f, "the configuration excludes {range}"),
         }
     }

@@ -1,4 +1,6 @@
+use std::cmp::Ordering;
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::Add;
 use std::sync::Arc;
@@ -72,34 +74,94 @@ impl fmt::Display for Family {
 
 /// Who holds a lease: one interface of one container.
 ///
-/// The two names are opaque here; cloning is cheap, both clones share one allocation.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// The names are opaque here. Two owners are the same if container and interface are; the pod is
+/// only carried along. Cloning is cheap, both clones share one allocation.
+#[derive(Clone)]
 pub struct Owner {
-    /// Both names in one piece: a million owners should not cost a million more allocations.
+    /// All names in one piece: a million owners should not cost millions of allocations more.
     names: Arc<str>,
-    split: usize,
+    container_end: u32,
+    ifname_end: u32,
 }
 
 impl Owner {
     /// The interface `ifname` of the container `container_id`.
+    ///
+    /// # Panics
+    ///
+    /// If the names have more than 4 GiB together.
     #[must_use]
     pub fn new(container_id: &str, ifname: &str) -> Self {
-        let mut names = String::with_capacity(container_id.len() + ifname.len());
+        Self::from_names(container_id, ifname, "")
+    }
+
+    /// The same owner as one of the pod `pod`, which podwire calls `namespace/name`.
+    ///
+    /// # Panics
+    ///
+    /// As [`new`](Self::new).
+    #[must_use]
+    pub fn with_pod(&self, pod: &str) -> Self {
+        Self::from_names(self.container_id(), self.ifname(), pod)
+    }
+
+    fn from_names(container_id: &str, ifname: &str, pod: &str) -> Self {
+        let end = |length: usize| u32::try_from(length).expect("names of less than 4 GiB");
+        let mut names = String::with_capacity(container_id.len() + ifname.len() + pod.len());
         names.push_str(container_id);
+        let container_end = end(names.len());
         names.push_str(ifname);
-        Self { names: names.into(), split: container_id.len() }
+        let ifname_end = end(names.len());
+        names.push_str(pod);
+        Self { names: names.into(), container_end, ifname_end }
     }
 
     /// The container's id.
     #[must_use]
     pub fn container_id(&self) -> &str {
-        &self.names[..self.split]
+        &self.names[..self.container_end as usize]
     }
 
     /// The interface's name inside the container.
     #[must_use]
     pub fn ifname(&self) -> &str {
-        &self.names[self.split..]
+        &self.names[self.container_end as usize..self.ifname_end as usize]
+    }
+
+    /// The pod, where one was given.
+    #[must_use]
+    pub fn pod(&self) -> Option<&str> {
+        Some(&self.names[self.ifname_end as usize..]).filter(|pod| !pod.is_empty())
+    }
+
+    fn key(&self) -> (&str, &str) {
+        (self.container_id(), self.ifname())
+    }
+}
+
+impl PartialEq for Owner {
+    fn eq(&self, other: &Self) -> bool {
+        self.key() == other.key()
+    }
+}
+
+impl Eq for Owner {}
+
+impl PartialOrd for Owner {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Owner {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.key().cmp(&other.key())
+    }
+}
+
+impl Hash for Owner {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.key().hash(state);
     }
 }
 
@@ -115,6 +177,7 @@ impl fmt::Debug for Owner {
         f.debug_struct("Owner")
             .field("container_id", &self.container_id())
             .field("ifname", &self.ifname())
+            .field("pod", &self.pod())
             .finish()
     }
 }
@@ -159,6 +222,20 @@ impl Addresses {
             Family::V4 => self.v4.map(IpAddr::V4),
             Family::V6 => self.v6.map(IpAddr::V6),
         }
+    }
+
+    /// Puts an address in the place of the one of its family, which is given.
+    pub(crate) fn replace(&mut self, address: IpAddr) -> Option<IpAddr> {
+        match address {
+            IpAddr::V4(v4) => self.v4.replace(v4).map(IpAddr::V4),
+            IpAddr::V6(v6) => self.v6.replace(v6).map(IpAddr::V6),
+        }
+    }
+
+    /// Takes an address out, if it is there.
+    pub(crate) fn clear(&mut self, address: IpAddr) {
+        self.v4 = self.v4.filter(|v4| *v4 != address);
+        self.v6 = self.v6.filter(|v6| *v6 != address);
     }
 
     /// The addresses, IPv4 first.
@@ -214,16 +291,21 @@ pub struct Lease {
 /// ```
 /// use podwire_ipam::{Family, Request};
 ///
-/// let whatever_the_pool_has = Request::default();
+/// let whatever_the_first_pool_has = Request::default();
 /// let only_v6 = Request::family(Family::V6);
 /// // This IPv4 address, and any IPv6 address if the pool has some:
 /// let explicit = Request::default().with_addresses(&["10.0.0.9".parse()?])?;
+/// // From `blue`, and when that is full from `green`; the same whenever `shop/web-0` asks:
+/// let of_a_stateful_set = Request::default().from_pools(&["blue", "green"]).sticky("shop/web-0");
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Request {
     pub(crate) families: Families,
     pub(crate) explicit: Addresses,
+    pub(crate) sticky: Option<String>,
+    v4_pools: Vec<String>,
+    v6_pools: Vec<String>,
 }
 
 impl Request {
@@ -234,17 +316,17 @@ impl Request {
             Family::V4 => Families::V4,
             Family::V6 => Families::V6,
         };
-        Self { families, explicit: Addresses::default() }
+        Self { families, ..Self::default() }
     }
 
-    /// One address of both families; a pool that has only one refuses.
+    /// One address of both families; where the pools have only one, the request is refused.
     #[must_use]
     pub fn dual_stack() -> Self {
-        Self { families: Families::Both, explicit: Addresses::default() }
+        Self { families: Families::Both, ..Self::default() }
     }
 
     /// Asks for exactly these addresses, at most one of each family, in addition to what the
-    /// request says about the families.
+    /// request says about the families. They must be of the request's pools.
     ///
     /// # Errors
     ///
@@ -253,23 +335,63 @@ impl Request {
         self.explicit = Addresses::from_list(addresses)?;
         Ok(self)
     }
+
+    /// Takes the addresses from these pools instead of the one that was added first. A pool is used
+    /// when those before it have no address left. Both addresses of a pair come from one pool, as
+    /// long as one has both.
+    #[must_use]
+    pub fn from_pools<S: AsRef<str>>(self, pools: &[S]) -> Self {
+        self.pools_of(Family::V4, pools).pools_of(Family::V6, pools)
+    }
+
+    /// The same for one family.
+    #[must_use]
+    pub fn pools_of<S: AsRef<str>>(mut self, family: Family, pools: &[S]) -> Self {
+        let pools = pools.iter().map(|name| name.as_ref().to_owned()).collect();
+        match family {
+            Family::V4 => self.v4_pools = pools,
+            Family::V6 => self.v6_pools = pools,
+        }
+        self
+    }
+
+    /// Asks for the addresses that this name had the last time, if it had any, and keeps the ones
+    /// granted for it: see [`Allocator::forget`](crate::Allocator::forget).
+    #[must_use]
+    pub fn sticky(mut self, name: &str) -> Self {
+        self.sticky = Some(name.to_owned());
+        self
+    }
+
+    /// The pools of one family; empty for the one that was added first.
+    pub(crate) fn pools(&self, family: Family) -> &[String] {
+        match family {
+            Family::V4 => &self.v4_pools,
+            Family::V6 => &self.v6_pools,
+        }
+    }
+
+    /// Whether both families come from the same pools.
+    pub(crate) fn is_paired(&self) -> bool {
+        self.v4_pools == self.v6_pools
+    }
 }
 
 /// Which families a request covers, apart from its explicit addresses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Families {
     #[default]
-    WhatThePoolHas,
+    WhatThereIs,
     V4,
     V6,
     Both,
 }
 
 impl Families {
-    /// `None`: if the pool has it.
+    /// `None`: if a pool has it.
     pub(crate) fn wants(self, family: Family) -> Option<bool> {
         match (self, family) {
-            (Self::WhatThePoolHas, _) => None,
+            (Self::WhatThereIs, _) => None,
             (Self::Both, _) | (Self::V4, Family::V4) | (Self::V6, Family::V6) => Some(true),
             (Self::V4, Family::V6) | (Self::V6, Family::V4) => Some(false),
         }

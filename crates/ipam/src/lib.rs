@@ -9,7 +9,7 @@
 //! pool.reserve("10.1.0.1".parse()?, "router")?;
 //!
 //! let owner = Owner::new("8c2d", "eth0");
-//! let lease = pool.allocate(&owner, Request::default(), Time::from_secs(0))?;
+//! let lease = pool.allocate(&owner, &Request::default(), Time::from_secs(0))?;
 //! assert_eq!(lease.addresses.to_string(), "10.1.0.2 and fd00:1::1");
 //! pool.confirm(&owner)?;
 //!
@@ -62,17 +62,21 @@
 mod allocator;
 pub mod blocks;
 mod cooling;
+pub mod durable;
 mod error;
 mod lease;
 mod leases;
 mod plan;
 mod pool;
+mod pools;
 mod ranges;
 mod space;
+mod sticky;
 pub mod store;
 
-pub use allocator::{Allocator, Release, Restored, Unreserved};
-pub use error::{Error, Unusable};
+pub use allocator::restore::Restored;
+pub use allocator::{Allocator, Release, Unreserved};
+pub use error::{Error, PoolState, Unusable};
 pub use lease::{Addresses, Family, Lease, LeaseState, Owner, Request, Time};
 pub use plan::{AddressRange, Bound, Plan, RangeSpec};
 pub use pool::{CidrUsage, PoolConfig, PoolUsage, Usage};

@@ -20,6 +20,8 @@ pub struct PoolConfig {
     pub name: String,
     /// Where addresses come from; within a family the first CIDR with a free address is used.
     pub cidrs: Vec<IpNetwork>,
+    /// Those of the CIDRs that nothing is granted from any more: leases in them stay.
+    pub drained: Vec<IpNetwork>,
     /// Ranges that are never granted. They may lie anywhere, also outside the CIDRs.
     pub excluded: Vec<IpNetwork>,
     /// How long a released address rests before it counts as free again. It is used earlier, the
@@ -35,6 +37,7 @@ impl PoolConfig {
         Self {
             name: name.into(),
             cidrs,
+            drained: Vec::new(),
             excluded: Vec::new(),
             cooldown: Duration::from_secs(60),
             pending_ttl: Duration::from_secs(300),
@@ -49,7 +52,8 @@ impl PoolConfig {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Usage {
-    /// Addresses that may be granted: all but network, broadcast, anycast and excluded ones.
+    /// Addresses that may be granted: all but network, broadcast, anycast and excluded ones. Of a
+    /// drained CIDR, those that are still held.
     pub size: u128,
     /// Addresses of confirmed leases.
     pub used: u64,
@@ -59,14 +63,20 @@ pub struct Usage {
     pub cooling: u64,
     /// Reserved addresses, as far as they could be granted otherwise.
     pub reserved: u64,
+    /// Addresses that nobody has, kept for the sticky name that had them.
+    pub kept: u64,
 }
 
 impl Usage {
-    /// Addresses that are none of used, pending, cooling, reserved.
+    /// Addresses that are none of used, pending, cooling, reserved, kept.
     #[must_use]
     pub fn free(&self) -> u128 {
-        let taken = [self.used, self.pending, self.cooling, self.reserved];
-        self.size - taken.into_iter().map(u128::from).sum::<u128>()
+        self.size - self.taken()
+    }
+
+    pub(crate) fn taken(&self) -> u128 {
+        let taken = [self.used, self.pending, self.cooling, self.reserved, self.kept];
+        taken.into_iter().map(u128::from).sum()
     }
 
     pub(crate) fn add(&mut self, other: &Self) {
@@ -75,6 +85,7 @@ impl Usage {
         self.pending += other.pending;
         self.cooling += other.cooling;
         self.reserved += other.reserved;
+        self.kept += other.kept;
     }
 }
 
@@ -86,9 +97,11 @@ pub struct CidrUsage {
     pub cidr: IpNetwork,
     /// How full it is.
     pub usage: Usage,
+    /// Whether nothing is granted from it any more.
+    pub drained: bool,
 }
 
-/// How full a pool is.
+/// How full a pool is, and how often it was too full.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PoolUsage {
@@ -96,8 +109,11 @@ pub struct PoolUsage {
     pub pool: String,
     /// Each CIDR, IPv4 first, within a family in the order of the configuration.
     pub cidrs: Vec<CidrUsage>,
-    /// Addresses held although the configuration would not grant them.
-    pub stray: u64,
+    /// How often a request found no IPv4 address left here, whether or not it was given one of
+    /// another pool.
+    pub exhausted_v4: u64,
+    /// The same for IPv6.
+    pub exhausted_v6: u64,
 }
 
 impl PoolUsage {

@@ -26,6 +26,8 @@ struct Cidr {
     /// Every address that is not free, those that are never granted included.
     taken: RangeSet,
     free: u128,
+    /// Whether nothing is granted any more.
+    drained: bool,
     /// Where the search for the next free address begins.
     cursor: u128,
     usage: Usage,
@@ -50,40 +52,100 @@ pub(crate) enum Count {
     Used,
     Pending,
     Reserved,
+    Kept,
 }
 
 impl Space {
     pub(crate) fn new(family: Family, config: &PoolConfig) -> Result<Self, Error> {
         let of_family = |net: &&IpNetwork| Family::of(net.ip()) == family;
-        let excluded: Vec<_> = config.excluded.iter().filter(of_family).copied().collect();
-        let mut cidrs: Vec<Cidr> = Vec::new();
+        let mut space = Self {
+            family,
+            cidrs: Vec::new(),
+            by_first: Vec::new(),
+            excluded: config.excluded.iter().filter(of_family).copied().collect(),
+            cooling: Cooling::default(),
+        };
         for net in config.cidrs.iter().filter(of_family) {
-            if let Some(reason) = unfit(*net) {
-                return Err(Error::InvalidCidr { pool: config.name.clone(), cidr: *net, reason });
-            }
-            let (first, last) = bounds(*net);
-            if let Some(other) =
-                cidrs.iter().find(|other| first <= other.last && last >= other.first)
-            {
-                let pool = config.name.clone();
-                return Err(Error::Overlap { pool, first: other.net, second: *net });
-            }
-            cidrs.push(Cidr::new(*net, &excluded));
+            space.add(&config.name, *net)?;
+            space.cidrs.last_mut().expect("just added").drained = config.drained.contains(net);
         }
-        let mut by_first: Vec<_> =
-            cidrs.iter().enumerate().map(|(index, cidr)| (cidr.first, index)).collect();
-        by_first.sort_unstable();
-        Ok(Self { family, cidrs, by_first, excluded, cooling: Cooling::default() })
+        Ok(space)
+    }
+
+    /// Adds a CIDR, behind the others.
+    pub(crate) fn add(&mut self, pool: &str, net: IpNetwork) -> Result<(), Error> {
+        if let Some(reason) = unfit(net) {
+            return Err(Error::InvalidCidr { pool: pool.to_owned(), cidr: net, reason });
+        }
+        if let Some(other) = self.overlapping(net) {
+            let pool = pool.to_owned();
+            return Err(Error::Overlap { other: pool.clone(), pool, first: other, second: net });
+        }
+        self.cidrs.push(Cidr::new(net, &self.excluded));
+        self.sort();
+        Ok(())
+    }
+
+    /// A CIDR that shares addresses with `net`.
+    pub(crate) fn overlapping(&self, net: IpNetwork) -> Option<IpNetwork> {
+        let (first, last) = bounds(net);
+        let meets = |other: &&Cidr| first <= other.last && last >= other.first;
+        self.cidrs.iter().find(meets).map(|other| other.net)
+    }
+
+    /// Takes a CIDR away, with what was cooling down in it. Nothing else may be held there.
+    pub(crate) fn remove(&mut self, net: IpNetwork) {
+        self.chill(net);
+        self.cidrs.retain(|cidr| cidr.net != net);
+        self.sort();
+    }
+
+    /// Grants nothing from a CIDR any more, or again.
+    pub(crate) fn set_drained(&mut self, net: IpNetwork, drained: bool) {
+        if drained {
+            self.chill(net);
+        }
+        for cidr in self.cidrs.iter_mut().filter(|cidr| cidr.net == net) {
+            cidr.drained = drained;
+        }
+    }
+
+    /// Forgets what cools down in a CIDR.
+    fn chill(&mut self, net: IpNetwork) {
+        let (first, last) = bounds(net);
+        let values: Vec<u128> = self.cooling.iter().map(|(value, _)| value).collect();
+        for value in values.into_iter().filter(|value| (first..=last).contains(value)) {
+            self.cooling.remove(value);
+            self.warm(value);
+        }
+    }
+
+    fn sort(&mut self) {
+        let firsts = self.cidrs.iter().enumerate().map(|(index, cidr)| (cidr.first, index));
+        self.by_first = firsts.collect();
+        self.by_first.sort_unstable();
     }
 
     pub(crate) fn is_empty(&self) -> bool {
         self.cidrs.is_empty()
     }
 
-    /// The address that is granted next: the next free one, else the one released longest ago.
-    pub(crate) fn next(&self) -> Option<Place> {
+    pub(crate) fn cidrs(&self) -> impl Iterator<Item = IpNetwork> {
+        self.cidrs.iter().map(|cidr| cidr.net)
+    }
+
+    pub(crate) fn usage_of(&self, net: IpNetwork) -> Option<Usage> {
+        self.cidrs.iter().find(|cidr| cidr.net == net).map(Cidr::usage)
+    }
+
+    pub(crate) fn excluded(&self) -> &[IpNetwork] {
+        &self.excluded
+    }
+
+    /// The next free address.
+    pub(crate) fn next_free(&self) -> Option<Place> {
         for (index, cidr) in self.cidrs.iter().enumerate() {
-            if cidr.free == 0 {
+            if cidr.free == 0 || cidr.drained {
                 continue;
             }
             let in_cidr = |value: &u128| *value <= cidr.last;
@@ -96,6 +158,11 @@ impl Space {
                 return Some(Place { value, cidr: index });
             }
         }
+        None
+    }
+
+    /// The address released longest ago of those that cool down.
+    pub(crate) fn oldest(&self) -> Option<Place> {
         let value = self.cooling.oldest()?;
         self.cidr_of(value).map(|cidr| Place { value, cidr })
     }
@@ -141,12 +208,31 @@ impl Space {
         *cidr.counter(to) += 1;
     }
 
-    /// Lets a taken address cool down.
+    /// Lets a taken address cool down; in a drained CIDR there is nothing to wait for.
     pub(crate) fn cool(&mut self, place: Place, count: Count, until: Time) {
         let cidr = &mut self.cidrs[place.cidr];
+        if cidr.drained {
+            return self.free(place, count);
+        }
         *cidr.counter(count) -= 1;
         cidr.usage.cooling += 1;
         self.cooling.push(place.value, until);
+    }
+
+    /// Lets a free address cool down, as it did before a restart. Tells whether it was free.
+    pub(crate) fn cool_again(&mut self, place: Place, until: Time) -> bool {
+        let cidr = &mut self.cidrs[place.cidr];
+        let free = !cidr.drained && cidr.taken.insert(place.value);
+        if free {
+            cidr.free -= 1;
+            cidr.usage.cooling += 1;
+            self.cooling.push(place.value, until);
+        }
+        free
+    }
+
+    pub(crate) fn cooling(&self) -> impl Iterator<Item = (IpAddr, Time)> {
+        self.cooling.iter().map(|(value, until)| (to_address(self.family, value), until))
     }
 
     /// Makes a taken address free at once.
@@ -162,12 +248,17 @@ impl Space {
     pub(crate) fn forget(&mut self, now: Time, limit: usize) {
         for _ in 0..limit {
             let Some(value) = self.cooling.pop_due(now) else { return };
-            let Some(index) = self.cidr_of(value) else { continue };
-            let cidr = &mut self.cidrs[index];
-            cidr.usage.cooling -= 1;
-            if cidr.taken.remove(value) {
-                cidr.free += 1;
-            }
+            self.warm(value);
+        }
+    }
+
+    /// Makes an address free that is no longer among the cooling ones.
+    fn warm(&mut self, value: u128) {
+        let Some(index) = self.cidr_of(value) else { return };
+        let cidr = &mut self.cidrs[index];
+        cidr.usage.cooling -= 1;
+        if cidr.taken.remove(value) {
+            cidr.free += 1;
         }
     }
 
@@ -175,18 +266,34 @@ impl Space {
         self.cooling.contains(place.value)
     }
 
+    pub(crate) fn cooling_until(&self, place: Place) -> Option<Time> {
+        self.cooling.until(place.value)
+    }
+
+    pub(crate) fn is_drained(&self, place: Place) -> bool {
+        self.cidrs[place.cidr].drained
+    }
+
+    pub(crate) fn cidr(&self, place: Place) -> IpNetwork {
+        self.cidrs[place.cidr].net
+    }
+
     pub(crate) fn address(&self, place: Place) -> IpAddr {
         to_address(self.family, place.value)
     }
 
     pub(crate) fn usage(&self) -> impl Iterator<Item = CidrUsage> {
-        self.cidrs.iter().map(|cidr| CidrUsage { cidr: cidr.net, usage: cidr.usage })
+        self.cidrs.iter().map(|cidr| CidrUsage {
+            cidr: cidr.net,
+            usage: cidr.usage(),
+            drained: cidr.drained,
+        })
     }
 
     pub(crate) fn total(&self) -> Usage {
         let mut sum = Usage::default();
         for cidr in &self.cidrs {
-            sum.add(&cidr.usage);
+            sum.add(&cidr.usage());
         }
         sum
     }
@@ -221,7 +328,12 @@ impl Cidr {
         // No CIDR is the whole of IPv6 (see `unfit`), so this cannot overflow.
         let size = last - first + 1 - taken.len();
         let usage = Usage { size, ..Usage::default() };
-        Self { net, first, last, taken, free: size, cursor: first, usage }
+        Self { net, first, last, taken, free: size, drained: false, cursor: first, usage }
+    }
+
+    fn usage(&self) -> Usage {
+        let size = if self.drained { self.usage.taken() } else { self.usage.size };
+        Usage { size, ..self.usage }
     }
 
     fn counter(&mut self, count: Count) -> &mut u64 {
@@ -229,6 +341,7 @@ impl Cidr {
             Count::Used => &mut self.usage.used,
             Count::Pending => &mut self.usage.pending,
             Count::Reserved => &mut self.usage.reserved,
+            Count::Kept => &mut self.usage.kept,
         }
     }
 }
@@ -347,7 +460,7 @@ mod tests {
         ] {
             let space = space(&[cidr], &[]).unwrap();
             assert_eq!(space.total().size, size, "{cidr}");
-            let next = space.next().unwrap();
+            let next = space.next_free().unwrap();
             assert_eq!(space.address(next).to_string(), first, "{cidr}");
         }
     }
@@ -375,7 +488,7 @@ mod tests {
     #[test]
     fn refuses_overlap_and_names_both() {
         let error = space(&["10.0.0.0/16", "10.1.0.0/16", "10.0.9.0/24"], &[]).unwrap_err();
-        assert_eq!(error.to_string(), "pool p: 10.0.0.0/16 and 10.0.9.0/24 overlap");
+        assert_eq!(error.to_string(), "pool p: 10.0.9.0/24 overlaps 10.0.0.0/16 of pool p");
     }
 
     #[test]
@@ -383,7 +496,7 @@ mod tests {
         let space =
             space(&["10.0.1.0/24"], &["10.0.0.0/23", "10.0.1.0/28", "192.168.0.0/16"]).unwrap();
         assert_eq!(space.total().size, 0);
-        assert!(space.next().is_none());
+        assert!(space.next_free().is_none());
     }
 
     #[test]

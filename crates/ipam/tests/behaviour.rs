@@ -40,7 +40,7 @@ fn confirmed(number: u32, addresses: &[&str]) -> Lease {
 
 /// Grants and confirms, and tells the address.
 fn grant(pool: &mut Allocator, number: u32, now: Time) -> String {
-    let lease = pool.allocate(&owner(number), Request::default(), now).unwrap();
+    let lease = pool.allocate(&owner(number), &Request::default(), now).unwrap();
     pool.confirm(&owner(number)).unwrap();
     lease.addresses.to_string()
 }
@@ -68,11 +68,11 @@ fn a_cooling_address_rests_while_others_are_free_and_serves_when_none_is() {
     pool.release(&owner(2), START);
     assert_eq!(grant(&mut pool, 3, START), "10.0.0.1", "the oldest release, at once");
     assert_eq!(grant(&mut pool, 4, START), "10.0.0.2");
-    let error = pool.allocate(&owner(5), Request::default(), START).unwrap_err();
+    let error = pool.allocate(&owner(5), &Request::default(), START).unwrap_err();
     assert!(error.is_exhausted());
     assert_eq!(
         error.to_string(),
-        "pool p has no IPv4 address left: size 2, used 2, pending 0, cooling 0, reserved 0"
+        "no IPv4 address is left in pool p (size 2, used 2, pending 0, cooling 0, reserved 0, kept 0)"
     );
 }
 
@@ -82,7 +82,7 @@ fn the_second_cidr_serves_when_the_first_is_full() {
     let granted: Vec<String> = (0..4)
         .map(|number| {
             let request = Request::family(Family::V4);
-            pool.allocate(&owner(number), request, START).unwrap().addresses.to_string()
+            pool.allocate(&owner(number), &request, START).unwrap().addresses.to_string()
         })
         .collect();
     assert_eq!(granted, ["10.0.1.0", "10.0.1.1", "10.0.0.0", "10.0.0.1"]);
@@ -92,45 +92,48 @@ fn the_second_cidr_serves_when_the_first_is_full() {
 fn dual_stack_is_granted_whole_or_not_at_all() {
     let mut pool = pool(&["10.0.0.0/29", "fd00::1/128"]);
     assert_eq!(grant(&mut pool, 1, START), "10.0.0.1 and fd00::1");
-    let error = pool.allocate(&owner(2), Request::default(), START).unwrap_err();
+    let error = pool.allocate(&owner(2), &Request::default(), START).unwrap_err();
     assert!(matches!(error, Error::Exhausted { family: Family::V6, .. }), "{error}");
     assert_eq!(pool.lease_count(), 1);
-    assert_eq!(pool.usage().family(Family::V4).unwrap().free(), 5);
+    assert_eq!(pool.usage()[0].family(Family::V4).unwrap().free(), 5);
     let only_v4 = Request::family(Family::V4);
-    let lease = pool.allocate(&owner(2), only_v4, START).unwrap();
+    let lease = pool.allocate(&owner(2), &only_v4, START).unwrap();
     assert_eq!(lease.addresses.to_string(), "10.0.0.2");
 }
 
 #[test]
 fn a_pool_without_the_family_refuses_it() {
     let mut v4 = pool(&["10.0.0.0/29"]);
-    let error = v4.allocate(&owner(1), Request::dual_stack(), START).unwrap_err();
-    assert_eq!(error.to_string(), "pool p has no IPv6 CIDR");
-    assert!(v4.usage().family(Family::V6).is_none());
-    let error = pool(&[]).allocate(&owner(1), Request::default(), START).unwrap_err();
+    let error = v4.allocate(&owner(1), &Request::dual_stack(), START).unwrap_err();
+    assert_eq!(error.to_string(), "no IPv6 CIDR in pool p");
+    assert!(v4.usage()[0].family(Family::V6).is_none());
+    let error = pool(&[]).allocate(&owner(1), &Request::default(), START).unwrap_err();
     assert!(error.is_invalid(), "{error}");
 }
 
 #[test]
 fn the_same_owner_gets_the_same_answer() {
     let mut pool = pool(&["10.0.0.0/24", "fd00::/64"]);
-    let first = pool.allocate(&owner(1), Request::default(), START).unwrap();
+    let first = pool.allocate(&owner(1), &Request::default(), START).unwrap();
     let later = START + Duration::from_secs(100);
-    let second = pool.allocate(&owner(1), Request::default(), later).unwrap();
+    let second = pool.allocate(&owner(1), &Request::default(), later).unwrap();
     assert_eq!(first.addresses, second.addresses);
     assert_eq!(second.state, LeaseState::Pending { expires: later + Duration::from_secs(300) });
     assert_eq!(pool.next_expiry(), Some(later + Duration::from_secs(300)));
     let confirmed = pool.confirm(&owner(1)).unwrap();
-    assert_eq!(pool.allocate(&owner(1), Request::default(), later), Ok(confirmed.clone()));
+    assert_eq!(pool.allocate(&owner(1), &Request::default(), later), Ok(confirmed.clone()));
     assert_eq!(pool.confirm(&owner(1)), Ok(confirmed));
 
     let other = Request::default().with_addresses(&[ip("10.0.0.77")]).unwrap();
-    let error = pool.allocate(&owner(1), other, later).unwrap_err();
+    let error = pool.allocate(&owner(1), &other, later).unwrap_err();
     assert!(error.is_conflict());
     assert!(error.to_string().contains("already holds 10.0.0.1 and fd00::1"), "{error}");
     // The same container may have another interface.
     let net1 = Owner::new(owner(1).container_id(), "net1");
-    assert_ne!(pool.allocate(&net1, Request::default(), later).unwrap().addresses, first.addresses);
+    assert_ne!(
+        pool.allocate(&net1, &Request::default(), later).unwrap().addresses,
+        first.addresses
+    );
 }
 
 #[test]
@@ -150,7 +153,7 @@ fn explicit_addresses_are_granted_or_refused_with_the_reason() {
     let mut ask = |number, addresses: &[&str]| {
         let list: Vec<IpAddr> = addresses.iter().map(|text| ip(text)).collect();
         let request = Request::default().with_addresses(&list)?;
-        pool.allocate(&owner(number), request, START)
+        pool.allocate(&owner(number), &request, START)
     };
     let lease = ask(1, &["10.0.0.9"]).unwrap();
     assert_eq!(lease.addresses.to_string(), "10.0.0.9 and fd00::1");
@@ -178,18 +181,18 @@ fn explicit_addresses_are_granted_or_refused_with_the_reason() {
 fn an_explicit_address_does_not_wait_for_its_cool_down() {
     let mut pool = pool(&["10.0.0.0/24"]);
     let request = Request::default().with_addresses(&[ip("10.0.0.7")]).unwrap();
-    pool.allocate(&owner(1), request, START).unwrap();
+    pool.allocate(&owner(1), &request, START).unwrap();
     pool.release(&owner(1), START);
-    assert_eq!(pool.usage().family(Family::V4).unwrap().cooling, 1);
-    pool.allocate(&owner(2), request, START).unwrap();
-    assert_eq!(pool.usage().family(Family::V4).unwrap().cooling, 0);
+    assert_eq!(pool.usage()[0].family(Family::V4).unwrap().cooling, 1);
+    pool.allocate(&owner(2), &request, START).unwrap();
+    assert_eq!(pool.usage()[0].family(Family::V4).unwrap().cooling, 0);
 }
 
 #[test]
 fn pending_leases_expire_and_confirmed_ones_do_not() {
     let mut pool = pool(&["10.0.0.0/24"]);
-    pool.allocate(&owner(1), Request::default(), START).unwrap();
-    pool.allocate(&owner(2), Request::default(), START).unwrap();
+    pool.allocate(&owner(1), &Request::default(), START).unwrap();
+    pool.allocate(&owner(2), &Request::default(), START).unwrap();
     pool.confirm(&owner(2)).unwrap();
     let due = START + Duration::from_secs(300);
     assert_eq!(pool.expire(Time::from_secs(1299)), []);
@@ -222,11 +225,11 @@ fn reservations() {
     assert!(matches!(pool.reserve(ip("10.1.0.1"), "vip"), Err(Error::OutsidePool { .. })));
     assert_eq!(grant(&mut pool, 1, START), "10.0.0.2 and fd00::1");
     assert!(matches!(pool.reserve(ip("10.0.0.2"), "vip"), Err(Error::Held { .. })));
-    let usage = pool.usage().family(Family::V4).unwrap();
+    let usage = pool.usage()[0].family(Family::V4).unwrap();
     assert_eq!((usage.size, usage.reserved, usage.used, usage.free()), (6, 1, 1, 4));
     pool.unreserve(ip("10.0.0.1"));
     pool.unreserve(ip("10.0.0.0"));
-    assert_eq!(pool.usage().family(Family::V4).unwrap().free(), 5);
+    assert_eq!(pool.usage()[0].family(Family::V4).unwrap().free(), 5);
 }
 
 #[test]
@@ -256,15 +259,15 @@ fn restored_addresses_outside_the_configuration_are_held_until_released() {
     assert_eq!(pool.restore(confirmed(1, &["192.168.7.7"])), Ok(Restored::Stray));
     assert_eq!(pool.restore(confirmed(2, &["10.0.0.5"])), Ok(Restored::Stray));
     assert_eq!(pool.restore(confirmed(3, &["10.0.0.2"])), Ok(Restored::Held));
-    assert_eq!(pool.usage().stray, 2);
+    assert_eq!(pool.stray(), 2);
     assert_eq!(pool.holder(ip("10.0.0.5")), Some(&owner(2)));
     assert_eq!(grant(&mut pool, 4, START), "10.0.0.3", "goes on behind what was restored");
     for number in [1, 2] {
         assert!(matches!(pool.release(&owner(number), START), Release::Released(_)));
     }
-    assert_eq!(pool.usage().stray, 0);
+    assert_eq!(pool.stray(), 0);
     assert_eq!(grant(&mut pool, 5, START), "10.0.0.1");
-    assert!(pool.allocate(&owner(6), Request::default(), START).unwrap_err().is_exhausted());
+    assert!(pool.allocate(&owner(6), &Request::default(), START).unwrap_err().is_exhausted());
 }
 
 #[test]
@@ -272,9 +275,9 @@ fn a_restored_pending_lease_still_expires() {
     let mut pool = pool(&["10.0.0.0/24"]);
     let state = LeaseState::Pending { expires: START };
     pool.restore(Lease { state, ..confirmed(1, &["10.0.0.9"]) }).unwrap();
-    assert_eq!(pool.usage().family(Family::V4).unwrap().pending, 1);
+    assert_eq!(pool.usage()[0].family(Family::V4).unwrap().pending, 1);
     pool.restore(confirmed(1, &["10.0.0.9"])).unwrap();
-    assert_eq!(pool.usage().family(Family::V4).unwrap().used, 1);
+    assert_eq!(pool.usage()[0].family(Family::V4).unwrap().used, 1);
     assert_eq!(pool.expire(START), []);
 }
 
@@ -283,19 +286,19 @@ fn a_whole_16_is_granted_once_each() {
     let mut pool = pool(&["10.7.0.0/16"]);
     let mut seen = BTreeSet::new();
     for number in 0..65_534 {
-        let lease = pool.allocate(&owner(number), Request::default(), START).unwrap();
+        let lease = pool.allocate(&owner(number), &Request::default(), START).unwrap();
         assert!(seen.insert(lease.addresses.v4.unwrap()));
     }
-    assert!(pool.allocate(&owner(65_534), Request::default(), START).unwrap_err().is_exhausted());
+    assert!(pool.allocate(&owner(65_534), &Request::default(), START).unwrap_err().is_exhausted());
     // Every second one is released, and all of those are found again.
     for number in (0..65_534).step_by(2) {
         pool.release(&owner(number), START);
     }
     pool.expire(START + Duration::from_secs(60));
     for number in 100_000..132_767 {
-        pool.allocate(&owner(number), Request::default(), START).unwrap();
+        pool.allocate(&owner(number), &Request::default(), START).unwrap();
     }
-    assert_eq!(pool.usage().family(Family::V4).unwrap().free(), 0);
+    assert_eq!(pool.usage()[0].family(Family::V4).unwrap().free(), 0);
     assert_eq!(pool.lease_count(), 65_534);
 }
 
@@ -310,6 +313,6 @@ fn any_ipv6_prefix_works() {
     let mut pool = pool(&["fd00::/64"]);
     let last = ip("fd00::ffff:ffff:ffff:ffff");
     let request = Request::default().with_addresses(&[last]).unwrap();
-    pool.allocate(&owner(1), request, START).unwrap();
-    assert_eq!(pool.usage().family(Family::V6).unwrap().free(), (1 << 64) - 130);
+    pool.allocate(&owner(1), &request, START).unwrap();
+    assert_eq!(pool.usage()[0].family(Family::V6).unwrap().free(), (1 << 64) - 130);
 }

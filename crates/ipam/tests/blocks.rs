@@ -103,12 +103,17 @@ impl Node {
             let place = |block: &Block| self.allocator.iter().position(|b| b.block == *block);
             match action {
                 Action::Add(block) => match place(block) {
-                    Some(place) => self.allocator[place].state = BlockState::Active,
+                    Some(place) => {
+                        let used = self.allocator[place].usage.used;
+                        self.allocator[place] = usage(block.clone(), used);
+                    }
                     None => self.allocator.push(usage(block.clone(), 0)),
                 },
                 Action::Drain(block) => {
                     let place = place(block).unwrap();
-                    self.allocator[place].state = BlockState::Draining;
+                    let block = &mut self.allocator[place];
+                    block.state = BlockState::Draining;
+                    block.usage.size = block.usage.used.into();
                 }
                 Action::Remove(block) => {
                     if let Some(place) = place(block) {
@@ -142,7 +147,11 @@ impl Node {
     }
 
     fn set_used(&mut self, place: usize, used: u64) {
-        self.allocator[place].usage.used = used;
+        let block = &mut self.allocator[place];
+        block.usage.used = used;
+        if block.state == BlockState::Draining {
+            block.usage.size = used.into();
+        }
     }
 
     fn have(&self) -> Vec<String> {

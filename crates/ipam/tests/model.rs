@@ -40,7 +40,7 @@ proptest! {
 #[test]
 fn the_model_and_the_pool_have_the_same_size() {
     let pool = Allocator::new(&config()).unwrap();
-    let size: u128 = pool.usage().cidrs.iter().map(|entry| entry.usage.size).sum();
+    let size: u128 = pool.usage()[0].cidrs.iter().map(|entry| entry.usage.size).sum();
     assert_eq!(size, grantable().len() as u128);
     assert!(config().cidrs.iter().all(|cidr: &IpNetwork| pool.contains(cidr.ip())));
     assert_eq!(Addresses::default().to_string(), "no address");

@@ -10,11 +10,13 @@ use podwire_api::{
     AgentConfig, Endpoint, GcReply, GcRequest, Repair, Status, database_path, pending_del_dir,
     socket_path,
 };
+use podwire_cluster::{Directory, Source};
 use podwire_datapath::{Attach, Datapath as Programs, NodeSetup, Options};
 use podwire_ipam::{Allocator, PoolConfig};
 use tokio::net::UnixListener;
 use tokio::runtime::{Builder, Runtime};
 
+use crate::choice::Chooser;
 use crate::error::chain;
 use crate::kernel::{Gone, KernelDatapath, KernelLinks};
 use crate::node::Node;
@@ -84,6 +86,7 @@ impl Agent {
         config.validate()?;
         let routers = config.routers()?;
         let mut allocator = allocator(config)?;
+        let chooser = chooser(config)?;
 
         folder::private(&config.run_dir)?;
         folder::private(&config.state_dir)?;
@@ -143,8 +146,15 @@ impl Agent {
             run_dir: config.run_dir.clone(),
             bpffs: config.bpffs.clone(),
         };
-        let node =
-            Node::new(agent.node.clone(), allocator, endpoints, opened.store, datapath, links)?;
+        let node = Node::new(
+            agent.node.clone(),
+            chooser,
+            allocator,
+            endpoints,
+            opened.store,
+            datapath,
+            links,
+        )?;
         let listener = bind(&socket)?;
         let shared = Arc::new(Shared { node, config: agent, repairs });
         Ok(Self { shared, listener, socket, gone })
@@ -222,7 +232,10 @@ impl Shared {
             slots: *slots,
             pools: self.node.pools(),
             attach: *attach,
-            problems: diagnose(&Facts::gather(node.router, pod_cidrs, self.node.count_by_link())),
+            problems: diagnose(&Facts {
+                source: self.node.source_problems(),
+                ..Facts::gather(node.router, pod_cidrs, self.node.count_by_link())
+            }),
             repairs: self.repairs.clone(),
         }
     }
@@ -268,6 +281,20 @@ fn allocator(config: &Config) -> Result<Allocator, Error> {
     pool.pending_ttl = config.pending_ttl;
     Allocator::new(&pool)
         .map_err(|error| Error::Config { option: "--pod-cidr", why: error.to_string() })
+}
+
+fn chooser(config: &Config) -> Result<Chooser, Error> {
+    let source = match &config.manifests {
+        Some(folder) => Some(Directory::watch(folder)?),
+        None => None,
+    };
+    let source = source.map(|directory| {
+        for problem in directory.snapshot().problems() {
+            tracing::warn!(%problem, "manifests");
+        }
+        Arc::new(directory) as Arc<dyn Source>
+    });
+    Ok(Chooser::new(config.default_pools.clone(), source))
 }
 
 /// After the endpoints have their addresses back, so that a gateway which a pod has is an error

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use podwire_api::{EndpointId, ErrorBody, ErrorCode};
 
+use crate::choice;
+
 /// A reason whose type is another crate's business.
 pub(crate) type Source = Box<dyn StdError + Send + Sync>;
 
@@ -92,6 +94,41 @@ pub enum Error {
     #[error(transparent)]
     Ipam(#[from] podwire_ipam::Error),
 
+    /// What a pod or a namespace says of addresses cannot be done.
+    #[error("{of}: annotation {key}: {}: {why}", choice::shown(value))]
+    Annotation {
+        /// The pod or namespace.
+        of: String,
+        /// The annotation.
+        key: String,
+        /// Its value.
+        value: String,
+        /// What is wrong with it.
+        why: String,
+    },
+
+    /// A pool that was chosen is not there.
+    #[error("there is no pool {pool}, which {origin} names")]
+    NoPool {
+        /// The pool.
+        pool: String,
+        /// What chose it.
+        origin: String,
+    },
+
+    /// An object may be in a file that could not be read since the agent started.
+    #[error("{object} is not known, and may be in {}, which cannot be read", file.display())]
+    Unread {
+        /// The pod or namespace.
+        object: String,
+        /// The file or folder.
+        file: PathBuf,
+    },
+
+    /// The manifests cannot be watched.
+    #[error(transparent)]
+    Cluster(#[from] podwire_cluster::Error),
+
     /// The router address is a pod's.
     #[error("router address {address} is held by endpoint {holder}")]
     RouterTaken {
@@ -175,6 +212,7 @@ impl Error {
                 format!("start with --node-name {found}, or run `podwire cleanup` first")
             }
             Self::RouterTaken { .. } => "choose another --router-ip, or delete that pod".into(),
+            Self::Unread { .. } => "`podwire status` says what is wrong with it".into(),
             Self::FolderRefused { .. } => "remove it, or choose another folder".into(),
             Self::Ipam(error) if error.is_exhausted() => {
                 "delete pods, or restart podwired with a larger or further --pod-cidr".into()
@@ -190,7 +228,10 @@ impl Error {
             Self::Ipam(error) if error.is_exhausted() => ErrorCode::Exhausted,
             Self::Ipam(error) if error.is_conflict() => ErrorCode::Conflict,
             Self::Ipam(error) if error.is_not_found() => ErrorCode::NotFound,
-            Self::Ipam(_) | Self::Invalid(_) => ErrorCode::Invalid,
+            Self::Ipam(_) | Self::Invalid(_) | Self::Annotation { .. } | Self::NoPool { .. } => {
+                ErrorCode::Invalid
+            }
+            Self::Unread { .. } => ErrorCode::NotReady,
             Self::Conflict(_) => ErrorCode::Conflict,
             Self::LinkRefused { .. } => ErrorCode::Denied,
             Self::NoEndpoint(_) => ErrorCode::NotFound,

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod agent;
+mod choice;
 mod cleanup;
 mod config;
 mod error;

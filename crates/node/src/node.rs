@@ -13,6 +13,7 @@ use podwire_api::{
 };
 use podwire_ipam::{Addresses, Allocator, Family, Owner, Request, Time};
 
+use crate::choice::{Choice, Chooser};
 use crate::error::Source;
 use crate::reconcile::is_unfinished;
 use crate::seam::{Datapath, Link, Links, Row};
@@ -28,6 +29,7 @@ use crate::{Error, error};
 pub(crate) struct Node {
     config: NodeConfig,
     started: Instant,
+    chooser: Chooser,
     allocator: Mutex<Allocator>,
     endpoints: Mutex<BTreeMap<EndpointId, Endpoint>>,
     /// Endpoints whose programs were attached in the way that costs least, or by an earlier agent,
@@ -49,6 +51,7 @@ impl Node {
     /// A node with the endpoints that were restored; their leases are in the allocator already.
     pub(crate) fn new(
         config: NodeConfig,
+        chooser: Chooser,
         allocator: Allocator,
         restored: Vec<Endpoint>,
         store: Store,
@@ -68,6 +71,7 @@ impl Node {
         Ok(Self {
             config,
             started: Instant::now(),
+            chooser,
             allocator: Mutex::new(allocator),
             endpoints: Mutex::new(endpoints),
             provisional: Mutex::new(provisional),
@@ -89,12 +93,12 @@ impl Node {
     pub(crate) fn lease(&self, request: &LeaseRequest) -> Result<LeaseReply, Error> {
         self.touch();
         let _turn = self.turns.take(&request.id);
-        let wanted = families(request)?.with_addresses(&request.addresses)?;
+        let wanted = wanted(families(request)?, &self.chooser.choose(request)?)?;
         let lease = {
             let mut allocator = self.allocator();
             let now = self.now();
             log_expired(&allocator.expire(now));
-            allocator.allocate(&owner(&request.id), wanted, now)?
+            allocator.allocate(&owner(&request.id), &wanted, now)?
         };
         if let Some(network) = &request.network {
             self.asked().insert(request.id.clone(), network.clone());
@@ -223,7 +227,7 @@ impl Node {
     /// How full the pool is.
     pub(crate) fn pools(&self) -> Vec<PoolUsage> {
         let usage = self.allocator().usage();
-        let pools = usage.cidrs.iter().map(|entry| PoolUsage {
+        let pools = usage.iter().flat_map(|pool| &pool.cidrs).map(|entry| PoolUsage {
             cidr: entry.cidr,
             size: entry.usage.size.try_into().unwrap_or(u64::MAX),
             used: entry.usage.used,
@@ -232,6 +236,11 @@ impl Node {
             reserved: entry.usage.reserved,
         });
         pools.collect()
+    }
+
+    /// What is wrong with where the cluster's objects come from.
+    pub(crate) fn source_problems(&self) -> Vec<podwire_cluster::Problem> {
+        self.chooser.problems()
     }
 
     /// Takes back what was leased and never used.
@@ -302,7 +311,7 @@ impl Node {
             None => {
                 let list: Vec<IpAddr> = addresses.iter().collect();
                 let request = Request::default().with_addresses(&list)?;
-                allocator.allocate(&owner, request, self.now())?.addresses
+                allocator.allocate(&owner, &request, self.now())?.addresses
             }
         };
         if leased != addresses {
@@ -447,6 +456,19 @@ fn families(request: &LeaseRequest) -> Result<Request, Error> {
         ))),
         _ => Ok(Request::default()),
     }
+}
+
+/// What the allocator is asked for.
+fn wanted(request: Request, choice: &Choice) -> Result<Request, Error> {
+    let lists = if choice.is_paired() { vec![&choice.v4] } else { vec![&choice.v4, &choice.v6] };
+    let mut pools = lists.into_iter().flat_map(|list| &list.names);
+    if let Some(pool) = pools.find(|pool| *pool != "default") {
+        return Err(choice.no_pool(pool));
+    }
+    if let Some(name) = &choice.sticky {
+        return Err(Error::Invalid(format!("no address can be kept for {name} yet")));
+    }
+    Ok(request.with_addresses(&choice.addresses)?)
 }
 
 fn check_request(id: &EndpointId, request: &EndpointRequest) -> Result<Addresses, Error> {

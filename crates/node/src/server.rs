@@ -289,6 +289,7 @@ mod tests {
     use tokio::sync::oneshot;
 
     use super::*;
+    use crate::choice::Chooser;
     use crate::memory::{MemoryDatapath, MemoryLinks};
     use crate::node::Node;
     use crate::store::Store;
@@ -309,6 +310,7 @@ mod tests {
         };
         let node = Node::new(
             agent.node.clone(),
+            Chooser::new(config.default_pools.clone(), None),
             Allocator::new(&PoolConfig::new("default", cidrs)).unwrap(),
             Vec::new(),
             opened.store,

@@ -132,7 +132,7 @@ impl Network {
             return Err(format!("{owner} is attached already, as {}", lease.addresses).into());
         }
         let netns = Netns::open(&add.netns)?;
-        self.pool.allocate(&owner, Request::default(), Time::default())?;
+        self.pool.allocate(&owner, &Request::default(), Time::default())?;
         let lease = self.pool.confirm(&owner)?;
         // Remembered before there is anything, so that a DEL finds whatever a killed ADD has left.
         self.save()?;

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod error;
+mod wishes;
 
 use std::{net::IpAddr, path::PathBuf, process::ExitCode, time::Duration};
 
@@ -68,6 +69,7 @@ impl Plugin for Podwire {
             pod: pod(&add.args),
             mac: wanted_mac(&add.config, &add.args)?,
             disciplines: disciplines(&settings, &add.config),
+            annotations: wishes::annotations(&add.config),
             ..Attachment::new(id)
         };
         let netns = open_netns(add.netns.as_str())?;
@@ -85,7 +87,7 @@ impl Plugin for Podwire {
                 make(&Attachment { addresses, others, ..attachment }, dns)
             }),
             None => {
-                let addresses = wanted_addresses(add)?;
+                let addresses = wishes::addresses(&add.config, &add.args)?;
                 let dns = dns(&add.config, Dns::default())?;
                 make(&Attachment { addresses, ..attachment }, dns)
             }
@@ -318,18 +320,6 @@ fn dns(config: &NetworkConfig, given: Dns) -> Result<Dns, Error> {
         None if given != Dns::default() => Ok(given),
         None => config.dns(),
     }
-}
-
-fn wanted_addresses(add: &Add) -> Result<Vec<IpAddr>, Error> {
-    let mut addresses: Vec<_> = add.config.runtime().ips.iter().map(IpNetwork::ip).collect();
-    if let Some(text) = add.args.value("IP") {
-        let address = text.parse().map_err(|_| {
-            let msg = format!("CNI_ARGS: IP={text} is no address");
-            Error::new(Code::INVALID_ENVIRONMENT_VARIABLES, msg)
-        })?;
-        addresses.push(address);
-    }
-    Ok(addresses)
 }
 
 /// What a STATUS says when no address of a family is left. Those that rest after their release are

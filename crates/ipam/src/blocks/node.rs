@@ -8,7 +8,7 @@ use super::{
     Block, Claim, ClusterPool, Error, Expected, New, PoolError, Registry, Revision, Swap, Versioned,
 };
 use crate::ranges::RangeSet;
-use crate::{Family, Time, Usage};
+use crate::{CidrUsage, Family, PoolUsage, Time, Usage};
 
 /// How many blocks one tick claims or tries for, per pool and family.
 const ATTEMPTS: usize = 16;
@@ -70,9 +70,27 @@ pub struct BlockUsage {
 }
 
 impl BlockUsage {
-    /// Nothing is leased, reserved or cooling down.
+    /// The CIDRs of a pool of the node's [`Allocator`](crate::Allocator), each a block.
+    ///
+    /// [`Allocator::expire`](crate::Allocator::expire) comes first: an address whose cool-down has
+    /// ended unnoticed keeps a block from being given back.
+    #[must_use]
+    pub fn of(pool: &PoolUsage) -> Vec<Self> {
+        let block = |entry: &CidrUsage| Self {
+            block: Block::new(pool.pool.as_str(), entry.cidr),
+            state: if entry.drained { BlockState::Draining } else { BlockState::Active },
+            usage: entry.usage,
+        };
+        pool.cidrs.iter().map(block).collect()
+    }
+
+    /// How many addresses are leased, reserved, kept or cooling down.
+    fn held(&self) -> u128 {
+        self.usage.size - self.usage.free()
+    }
+
     fn is_empty(&self) -> bool {
-        self.usage.free() == self.usage.size
+        self.held() == 0
     }
 }
 
@@ -307,7 +325,8 @@ impl<R: Registry> Tick<'_, R> {
         }
         for usage in draining {
             if free < need {
-                free += usage.usage.free();
+                // Of a drained one, the allocator counts nothing as free.
+                free += group.pool.usable(usage.block.cidr).saturating_sub(usage.held());
                 self.outcome.actions.push(Action::Add(usage.block.clone()));
             } else {
                 self.empty_out(usage);

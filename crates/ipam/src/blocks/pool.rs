@@ -48,6 +48,13 @@ impl ClusterPool {
         }
     }
 
+    /// The pool as a node's [`Allocator`] first has it: without a block.
+    #[must_use]
+    pub fn of_node(&self) -> PoolConfig {
+        let excluded = self.excluded.clone();
+        PoolConfig { excluded, ..PoolConfig::new(self.name.as_str(), Vec::new()) }
+    }
+
     /// The prefix length of the family's blocks.
     #[must_use]
     pub const fn block_prefix(&self, family: Family) -> u8 {

@@ -138,7 +138,7 @@ fn allocate(model: &mut Model, pool: &mut Allocator, owner: &Owner, wish: &Wish)
     };
     let wanted = |family| !matches!(wish, Wish::Only(only) if *only != family);
     let expires = model.now + PENDING_TTL;
-    let answer = pool.allocate(owner, request, model.now);
+    let answer = pool.allocate(owner, &request, model.now);
 
     if let Some(held) = model.leases.get_mut(owner) {
         let fits = FAMILIES.into_iter().all(|family| {
@@ -185,7 +185,9 @@ fn allocate(model: &mut Model, pool: &mut Allocator, owner: &Owner, wish: &Wish)
     };
     if let Some(family) = FAMILIES.into_iter().find(|f| automatic(*f) && none_left(model, *f)) {
         match answer {
-            Err(Error::Exhausted { family: said, cooling: 0, .. }) => assert_eq!(said, family),
+            Err(Error::Exhausted { family: said, pools }) => {
+                assert_eq!((said, pools.len(), pools[0].usage.cooling), (family, 1, 0));
+            }
             other => panic!("expected {family} to be exhausted, got {other:?}"),
         }
         return;
@@ -246,7 +248,7 @@ fn apply(model: &mut Model, pool: &mut Allocator, step: &Step) {
             }
             let now = model.now;
             model.cooling.retain(|(_, until)| *until > now);
-            let cooling: u64 = pool.usage().cidrs.iter().map(|entry| entry.usage.cooling).sum();
+            let cooling: u64 = pool.usage()[0].cidrs.iter().map(|entry| entry.usage.cooling).sum();
             assert_eq!(cooling, model.cooling.len() as u64, "expire leaves nothing unnoticed");
         }
         Step::Wait(seconds) => model.now = model.now + Duration::from_secs((*seconds).into()),
@@ -299,8 +301,8 @@ fn check(model: &Model, pool: &Allocator) {
     });
     assert_eq!(pool.next_expiry(), next.min());
 
-    let usage = pool.usage();
-    assert_eq!(usage.stray, 0);
+    assert_eq!(pool.stray(), 0);
+    let usage = pool.usage().remove(0);
     for family in FAMILIES {
         let sum = usage.family(family).unwrap();
         let of_family = |lease: &&Lease| lease.addresses.of(family).is_some();

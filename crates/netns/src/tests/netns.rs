@@ -1,5 +1,6 @@
 use super::*;
 use std::os::unix::net::UnixListener;
+use std::time::{Duration, Instant};
 
 #[test]
 fn what_is_no_namespace_is_told_apart() {

@@ -1,6 +1,6 @@
 use std::thread;
 
-use podwire_api::{Disciplines, ErrorCode, Mac};
+use podwire_api::{Disciplines, ErrorCode, Mac, PodRef};
 use podwire_ipam::PoolConfig;
 use podwire_netns::UNFINISHED_GROUP;
 
@@ -14,7 +14,7 @@ struct Bench {
     node: Node,
     datapath: Arc<MemoryDatapath>,
     links: Arc<MemoryLinks>,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 fn bench_of(cidrs: &[&str]) -> Bench {
@@ -28,6 +28,7 @@ fn bench_of(cidrs: &[&str]) -> Bench {
     let links = Arc::new(MemoryLinks::default());
     let node = Node::new(
         config.node_config().unwrap(),
+        Chooser::new(config.default_pools.clone(), None),
         allocator,
         Vec::new(),
         opened.store,
@@ -35,7 +36,18 @@ fn bench_of(cidrs: &[&str]) -> Bench {
         links.clone(),
     )
     .unwrap();
-    Bench { node, datapath, links, _folder: folder }
+    Bench { node, datapath, links, folder }
+}
+
+/// Pods and namespaces by their manifests, in place of the defaults.
+fn bench_with(manifests: &str) -> Bench {
+    let mut bench = bench();
+    let manifests_folder = bench.folder.path().join("manifests");
+    std::fs::create_dir(&manifests_folder).unwrap();
+    std::fs::write(manifests_folder.join("all.yaml"), manifests).unwrap();
+    let source = Arc::new(podwire_cluster::Directory::watch(manifests_folder).unwrap());
+    bench.node.chooser = Chooser::new(vec!["default".into()], Some(source));
+    bench
 }
 
 fn bench() -> Bench {
@@ -416,4 +428,66 @@ fn many_at_a_time() {
         }
     });
     assert!(bench.is_empty());
+}
+
+fn of_pod(container: &str, name: &str, annotations: &[(&str, &str)]) -> LeaseRequest {
+    let pair = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
+    LeaseRequest {
+        pod: Some(PodRef { namespace: "shop".into(), name: name.into(), uid: None }),
+        annotations: annotations.iter().map(pair).collect(),
+        ..LeaseRequest::new(id(container))
+    }
+}
+
+#[test]
+fn annotations_name_addresses_and_are_refused_with_a_reason() {
+    let bench = bench_with(
+        "apiVersion: v1\nkind: Pod\nmetadata:\n  name: web-0\n  namespace: shop\n  \
+                            annotations: { podwire.io/ips: fd00:1::77 }\n",
+    );
+    let leased = |request: &LeaseRequest| {
+        let reply = bench.node.lease(request)?;
+        Ok(reply.addresses.iter().map(|one| one.ip().to_string()).collect::<Vec<_>>())
+    };
+    let refused = |request: &LeaseRequest| -> String {
+        let error: Error = leased(request).unwrap_err();
+        assert_eq!(error.body().code, ErrorCode::Invalid, "{error}");
+        error.to_string()
+    };
+    let mut explicit = of_pod("c1", "a", &[("podwire.io/ips", "10.1.0.77")]);
+    assert_eq!(leased(&explicit).unwrap()[0], "10.1.0.77");
+    // Of the manifest, since the runtime passes none; and of the CNI call.
+    let mut both = of_pod("c2", "web-0", &[]);
+    both.addresses = vec![[10, 1, 0, 78].into()];
+    assert_eq!(leased(&both).unwrap(), ["10.1.0.78", "fd00:1::77"]);
+
+    explicit.addresses = vec![[10, 1, 0, 79].into()];
+    assert!(refused(&explicit).contains("10.1.0.77, and the CNI call 10.1.0.79"));
+    let typo = refused(&of_pod("c3", "a", &[("podwire.io/ip", "10.1.0.80")]));
+    assert!(typo.starts_with("pod shop/a: annotation podwire.io/ip: \"10.1.0.80\": "), "{typo}");
+    let outside = refused(&of_pod("c3", "a", &[("podwire.io/ips", "10.9.0.80")]));
+    assert!(outside.contains("10.9.0.80"), "{outside}");
+    assert_eq!(bench.node.leases().len(), 2);
+}
+
+#[test]
+fn a_pool_that_is_not_there_is_named_with_who_chose_it() {
+    let bench = bench_with(
+        "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: shop\n  annotations:\n    \
+                            podwire.io/pool: default, green\n",
+    );
+    let refused = |annotations: &[(&str, &str)]| {
+        let error = bench.node.lease(&of_pod("c1", "a", annotations)).unwrap_err();
+        assert_eq!(error.body().code, ErrorCode::Invalid);
+        error.to_string()
+    };
+    assert_eq!(
+        refused(&[("podwire.io/pool", "blue,default")]),
+        "there is no pool blue, which annotation podwire.io/pool of pod shop/a names"
+    );
+    assert_eq!(
+        refused(&[("podwire.io/pool-ipv4", "default")]),
+        "there is no pool green, which annotation podwire.io/pool of namespace shop names"
+    );
+    bench.node.lease(&of_pod("c1", "a", &[("podwire.io/pool", "default")])).unwrap();
 }
