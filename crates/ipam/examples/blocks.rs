@@ -36,7 +36,7 @@ impl Node {
             let in_use: Vec<_> = self.allocator.usage().iter().flat_map(BlockUsage::of).collect();
             let outcome = self.blocks.tick(now, &in_use, demand);
             for action in &outcome.actions {
-                println!("{}: {action:?}", self.name);
+                println!("{}: {action}", self.name);
                 let done = match action {
                     Action::Add(block) => self.allocator.add_cidr(&block.pool, block.cidr),
                     Action::Drain(block) => self.allocator.drain_cidr(&block.pool, block.cidr),

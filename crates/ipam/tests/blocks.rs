@@ -1,5 +1,7 @@
 //! What a node does with blocks of the cluster's pools, situation by situation.
 
+#![expect(clippy::unwrap_used, reason = "functions that tests share panic as tests do")]
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;

@@ -1,6 +1,8 @@
 //! Several nodes on one registry: whatever happens between them, to their requests and to them,
 //! no block has two users, and in the end none is left over.
 
+#![expect(clippy::unwrap_used, reason = "functions that tests share panic as tests do")]
+
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::sync::{Arc, Mutex};
@@ -41,12 +43,15 @@ impl fmt::Display for NoAnswer {
 
 impl std::error::Error for NoAnswer {}
 
+/// The key, what is expected and what it is to be.
+type Request = (String, Expected, Option<Vec<u8>>);
+
 /// Everything outside the nodes.
 #[derive(Default)]
 struct World {
     registry: MemoryRegistry,
     fates: Mutex<VecDeque<Fate>>,
-    late: Mutex<Vec<(String, Expected, Option<Vec<u8>>)>>,
+    late: Mutex<Vec<Request>>,
     nodes: Vec<Mutex<Node>>,
 }
 

@@ -1,5 +1,7 @@
 //! What every registry has to do, by those that come with the crate.
 
+#![expect(clippy::unwrap_used, reason = "functions that tests share panic as tests do")]
+
 use podwire_ipam::blocks::{Expected, MemoryRegistry, New, Registry, Revision, Swap};
 
 fn put(registry: &impl Registry, key: &str, expected: &Expected, value: &str) -> Swap {
