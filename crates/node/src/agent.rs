@@ -97,15 +97,16 @@ impl Agent {
         folder::private(&notes)?;
         let socket = socket_path(&config.run_dir);
         folder::clear_socket(&socket)?;
-        let Opened { ipam, endpoints: recorded, pod_cidrs, mut repairs, is_rebuilt } =
+        let Opened { ipam, endpoints: recorded, options, mut repairs, is_rebuilt } =
             store::open(&database_path(&config.state_dir), &config.node, &boot_id()?)?;
-        repairs.extend(pools::arrange(&ipam, config, &pod_cidrs)?);
+        repairs.extend(pools::arrange(&ipam, config, &options)?);
 
-        let programs = Programs::open(&options(config)).map_err(|source| Error::Datapath {
-            operation: "open",
-            object: format!("the datapath at {}", config.bpffs.display()),
-            source: source.into(),
-        })?;
+        let programs =
+            Programs::open(&datapath_options(config)).map_err(|source| Error::Datapath {
+                operation: "open",
+                object: format!("the datapath at {}", config.bpffs.display()),
+                source: source.into(),
+            })?;
         let pair = router::set_up(config, routers, &ipam.read(prefixes)?)?;
         let setup = NodeSetup {
             router_ipv4: routers.v4,
@@ -299,7 +300,7 @@ fn chooser(config: &Config) -> Result<Chooser, Error> {
     Ok(Chooser::new(config.default_pools.clone(), source))
 }
 
-fn options(config: &Config) -> Options {
+fn datapath_options(config: &Config) -> Options {
     let attach = match config.attach {
         AttachChoice::Auto => Attach::Auto,
         AttachChoice::Tcx => Attach::Tcx,

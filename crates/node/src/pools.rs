@@ -7,7 +7,7 @@ use podwire_api::{Repair, Router};
 use podwire_ipam::{Allocator, PoolConfig};
 
 use crate::node::pools::ROUTER;
-use crate::store::{self, Records};
+use crate::store::{self, PodCidrs, Records};
 use crate::{Config, Error};
 
 /// The pool of `--pod-cidr`.
@@ -19,24 +19,25 @@ const DEFAULT: &str = "default";
 pub(crate) fn arrange(
     ipam: &Records,
     config: &Config,
-    before: &[IpNetwork],
+    before: &PodCidrs,
 ) -> Result<Vec<Repair>, Error> {
     let mut wanted = PoolConfig::new(DEFAULT, config.pod_cidrs.clone());
     (wanted.cooldown, wanted.pending_ttl) = (config.cooldown, config.pending_ttl);
     Allocator::new(&wanted).map_err(of_option)?;
-    let mut repairs = Vec::new();
+    let (mut repairs, mut given_up) = (Vec::new(), Vec::new());
     let present = ipam.read(|allocator| allocator.config(DEFAULT).ok())?;
     match present {
         None => ipam.add_pool(&wanted).map_err(refused)?,
         Some(present) => {
-            for &cidr in before.iter().filter(|cidr| !config.pod_cidrs.contains(cidr)) {
+            let former = before.given.iter().chain(&before.given_up);
+            for &cidr in former.filter(|cidr| !config.pod_cidrs.contains(cidr)) {
                 if present.cidrs.contains(&cidr) {
-                    repairs.push(give_up(ipam, cidr)?);
+                    repairs.push(give_up(ipam, cidr, &mut given_up)?);
                 }
             }
             // One that was drained by hand stays so: it was an option of the last start as well.
             let is_new =
-                |cidr: &&IpNetwork| !present.cidrs.contains(cidr) || !before.contains(cidr);
+                |cidr: &&IpNetwork| !present.cidrs.contains(cidr) || !before.given.contains(cidr);
             for &cidr in config.pod_cidrs.iter().filter(is_new) {
                 ipam.add_cidr(DEFAULT, cidr).map_err(refused)?;
             }
@@ -45,8 +46,9 @@ pub(crate) fn arrange(
             }
         }
     }
-    if before != config.pod_cidrs {
-        ipam.begin(vec![store::put_pod_cidrs(&config.pod_cidrs)])?.wait()?;
+    let options = PodCidrs { given: config.pod_cidrs.clone(), given_up };
+    if options != *before {
+        ipam.begin(store::put_pod_cidrs(&options))?.wait()?;
     }
     for pool in &config.default_pools {
         ipam.read(|allocator| allocator.config(pool).map(drop))?
@@ -88,13 +90,18 @@ pub(crate) fn set_routers_aside(ipam: &Records, routers: Router) -> Result<(), E
 }
 
 /// Takes a CIDR away that is no option any more, or lets it run empty.
-fn give_up(ipam: &Records, cidr: IpNetwork) -> Result<Repair, Error> {
+fn give_up(
+    ipam: &Records,
+    cidr: IpNetwork,
+    given_up: &mut Vec<IpNetwork>,
+) -> Result<Repair, Error> {
     let (object, found) = (format!("{cidr} of pool {DEFAULT}"), "is no --pod-cidr any more".into());
     let done = match ipam.remove_cidr(DEFAULT, cidr) {
         Ok(()) => "taken away".to_owned(),
         Err(error) => match error.refusal() {
             Some(podwire_ipam::Error::CidrInUse { used, pending, reserved, kept, .. }) => {
                 ipam.drain_cidr(DEFAULT, cidr)?;
+                given_up.push(cidr);
                 let held = used + pending + reserved + kept;
                 format!("drained: {held} addresses of it are held")
             }

@@ -308,7 +308,7 @@ mod tests {
         fn restore_from(&self, ipam: &Records, records: Option<&[Endpoint]>) -> Restored {
             let notes = self.folder.path().join("pending-del");
             fs::create_dir_all(&notes).unwrap();
-            crate::pools::arrange(ipam, &self.config, &[]).unwrap();
+            crate::pools::arrange(ipam, &self.config, &store::PodCidrs::default()).unwrap();
             let sides = Sides { ipam, datapath: &self.datapath, links: &self.links };
             restore(&self.config, &notes, records, &sides).unwrap()
         }
@@ -395,7 +395,7 @@ mod tests {
     fn leases_without_an_endpoint_are_taken_back() {
         let bench = bench();
         let ipam = bench.open().ipam;
-        crate::pools::arrange(&ipam, &bench.config, &[]).unwrap();
+        crate::pools::arrange(&ipam, &bench.config, &store::PodCidrs::default()).unwrap();
         let allocate = |container: &str| {
             let owner = owner(&EndpointId::new(container, "eth0").unwrap());
             ipam.allocate(&owner, &podwire_ipam::Request::default(), now()).unwrap();

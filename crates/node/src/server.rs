@@ -391,7 +391,7 @@ mod tests {
         let cidrs = vec!["10.1.0.0/30".parse().unwrap()];
         let config = Config::new("n1".parse().unwrap(), cidrs.clone());
         let ipam = store::open(&folder.join("podwire.redb"), &config.node, "boot").unwrap().ipam;
-        crate::pools::arrange(&ipam, &config, &[]).unwrap();
+        crate::pools::arrange(&ipam, &config, &store::PodCidrs::default()).unwrap();
         let kernel = Kernel {
             datapath: Arc::new(MemoryDatapath::default()),
             links: Arc::new(MemoryLinks::default()),

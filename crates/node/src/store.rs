@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use ipnetwork::IpNetwork;
 use podwire_api::{Endpoint, EndpointId, NodeName, Repair};
 use podwire_ipam::durable::{self, Change, FileStore, Ipam, Recovered, Store};
 
@@ -22,13 +23,21 @@ const NODE: &str = "node";
 
 const FORMAT: &str = "2";
 
+/// The prefixes that a start was given.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct PodCidrs {
+    pub(crate) given: Vec<IpNetwork>,
+    /// Those of earlier starts that were still held then.
+    pub(crate) given_up: Vec<IpNetwork>,
+}
+
 /// What [`open`] found.
 #[derive(Debug)]
 pub(crate) struct Opened {
     pub(crate) ipam: Records,
     pub(crate) endpoints: Vec<Endpoint>,
-    /// The prefixes that the agent was started with the last time.
-    pub(crate) pod_cidrs: Vec<ipnetwork::IpNetwork>,
+    /// The prefixes that the last start was given.
+    pub(crate) options: PodCidrs,
     /// What belonged to another boot and was dropped, and what else is worth telling.
     pub(crate) repairs: Vec<Repair>,
     /// Whether the file is new because the one before was damaged: the kernel knows what was in it.
@@ -78,10 +87,16 @@ pub(crate) fn remove(id: &EndpointId) -> Change {
     Change::remove(ENDPOINTS, id.to_string())
 }
 
-/// The change that records the prefixes that the agent was started with.
-pub(crate) fn put_pod_cidrs(cidrs: &[ipnetwork::IpNetwork]) -> Change {
-    let list: Vec<String> = cidrs.iter().map(ToString::to_string).collect();
-    Change::put(NODE, "pod-cidrs", list.join(","))
+/// The changes that record the prefixes that the agent was started with.
+pub(crate) fn put_pod_cidrs(options: &PodCidrs) -> Vec<Change> {
+    let list = |cidrs: &[IpNetwork]| {
+        let list: Vec<String> = cidrs.iter().map(ToString::to_string).collect();
+        list.join(",")
+    };
+    vec![
+        Change::put(NODE, "pod-cidrs", list(&options.given)),
+        Change::put(NODE, "given-up", list(&options.given_up)),
+    ]
 }
 
 /// Whether a process has the file open, damaged or not.
@@ -136,8 +151,11 @@ fn open_whole(path: &Path, node: &NodeName, boot_id: &str) -> Result<Opened, Err
             endpoints: endpoints.len(),
         });
     }
-    let pod_cidrs = value("pod-cidrs").unwrap_or_default();
-    let pod_cidrs = pod_cidrs.split(',').filter_map(|cidr| cidr.parse().ok()).collect();
+    let list = |key: &str| {
+        let list = value(key).unwrap_or_default();
+        list.split(',').filter_map(|cidr| cidr.parse().ok()).collect()
+    };
+    let options = PodCidrs { given: list("pod-cidrs"), given_up: list("given-up") };
     store.commit(&changes).map_err(of_file(path))?;
     let (ipam, Recovered { dropped, .. }) =
         Ipam::open(store, boot_id).map_err(|error| of_ipam(path, error))?;
@@ -145,7 +163,7 @@ fn open_whole(path: &Path, node: &NodeName, boot_id: &str) -> Result<Opened, Err
         let done = format!("dropped, {} free", lease.addresses);
         repairs.push(of_another_boot(format!("lease of {}", lease.owner), &done));
     }
-    Ok(Opened { ipam, endpoints, pod_cidrs, repairs, is_rebuilt: false })
+    Ok(Opened { ipam, endpoints, options, repairs, is_rebuilt: false })
 }
 
 fn read_texts(
@@ -265,13 +283,14 @@ mod tests {
         add(&opened.ipam, "b");
         let gone = vec![remove(&endpoint("a").id), remove(&endpoint("never").id)];
         opened.ipam.begin(gone).unwrap().wait().unwrap();
-        let cidrs = ["10.0.0.0/24".parse().unwrap(), "fd00::/64".parse().unwrap()];
-        opened.ipam.begin(vec![put_pod_cidrs(&cidrs)]).unwrap().wait().unwrap();
+        let given = vec!["10.0.0.0/24".parse().unwrap(), "fd00::/64".parse().unwrap()];
+        let options = PodCidrs { given, given_up: vec!["10.1.0.0/24".parse().unwrap()] };
+        opened.ipam.begin(put_pod_cidrs(&options)).unwrap().wait().unwrap();
         drop(opened.ipam);
 
         let opened = open(&path, &node(), "boot-1").unwrap();
         assert_eq!(opened.endpoints, [endpoint("b")]);
-        assert_eq!((opened.repairs, &*opened.pod_cidrs), (Vec::new(), &cidrs[..]));
+        assert_eq!((opened.repairs, opened.options), (Vec::new(), options));
         assert!(!opened.is_rebuilt);
     }
 

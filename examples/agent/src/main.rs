@@ -7,6 +7,7 @@ mod install;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnetwork::IpNetwork;
@@ -60,6 +61,12 @@ struct Options {
     /// are tried.
     #[arg(long, value_name = "NAME", value_delimiter = ',', default_value = "default")]
     default_pool: Vec<String>,
+    /// Seconds that a released address rests before it is given out again, unless no other is left.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    cooldown: u64,
+    /// Seconds that a lease waits for its endpoint before it is taken back.
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    pending_ttl: u64,
     /// Folder of Kubernetes manifests, watched: annotations of namespaces are learnt from it, and those
     /// of pods where the runtime does not pass them.
     #[arg(long, value_name = "DIR")]
@@ -146,6 +153,8 @@ fn config(options: Options) -> Result<Config, String> {
     config.route_mtu = options.route_mtu;
     config.default_pools = options.default_pool;
     config.manifests = options.manifests;
+    config.cooldown = Duration::from_secs(options.cooldown);
+    config.pending_ttl = Duration::from_secs(options.pending_ttl);
     config.state_dir = options.state_dir;
     config.run_dir = options.run_dir;
     config.bpffs = options.bpffs;

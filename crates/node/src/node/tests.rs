@@ -26,7 +26,7 @@ fn bench_of(cidrs: &[&str]) -> Bench {
     let config = Config::new("n1".parse().unwrap(), cidrs);
     let path = folder.path().join("podwire.redb");
     let ipam = store::open(&path, &config.node, "boot").unwrap().ipam;
-    crate::pools::arrange(&ipam, &config, &[]).unwrap();
+    crate::pools::arrange(&ipam, &config, &store::PodCidrs::default()).unwrap();
     let datapath = Arc::new(MemoryDatapath::default());
     let links = Arc::new(MemoryLinks::default());
     let routes = Arc::new(MemoryRoutes::default());
