@@ -37,8 +37,13 @@
 //! # What it does not
 //!
 //! The [`Allocator`] stores nothing, has no clock and starts no thread: the caller passes the time
-//! and keeps what must survive. It configures no interface. It needs no privileges and no
-//! particular kernel.
+//! and keeps what must survive, or takes [`durable::Ipam`]. It configures no interface. It needs no
+//! privileges and no particular kernel.
+//!
+//! # For an agent that lives on
+//!
+//! [`durable::Ipam`] is the allocator with a store under it: every change is on the disk before it is
+//! acknowledged, and callers that come together share one sync. [`durable`] says what is promised.
 //!
 //! # For a process that grants one address and ends
 //!

@@ -292,6 +292,10 @@ fn carry_out(ipam: &Tested, op: &Op, now: Time) -> Result<Outcome, Error> {
         Op::RemovePool(number) => ipam.remove_pool(&pool(*number)).map(edited),
         Op::AddCidr(number, of) => ipam.add_cidr(&pool(*number), cidr(*of)).map(edited),
         Op::DrainCidr(number, of) => ipam.drain_cidr(&pool(*number), cidr(*of)).map(edited),
+        Op::SetCooldown(number, seconds) => {
+            let cooldown = Duration::from_secs((*seconds).into());
+            ipam.set_times(&pool(*number), cooldown, oracle::PENDING_TTL).map(edited)
+        }
         Op::RemoveCidr(number, of) => ipam.remove_cidr(&pool(*number), cidr(*of)).map(edited),
     }
 }
@@ -340,6 +344,7 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (0u8..3, 0u8..8).prop_map(|(pool, cidr)| Op::AddCidr(pool, cidr)),
         1 => (0u8..3, 0u8..8).prop_map(|(pool, cidr)| Op::DrainCidr(pool, cidr)),
         1 => (0u8..3, 0u8..8).prop_map(|(pool, cidr)| Op::RemoveCidr(pool, cidr)),
+        1 => (0u8..3, 5u8..50).prop_map(|(pool, seconds)| Op::SetCooldown(pool, seconds)),
     ]
 }
 

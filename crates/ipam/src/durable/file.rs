@@ -83,8 +83,9 @@ impl FileStore {
         Self::with_backend(path, move || {
             let file = open_file(&file)?;
             if std::mem::replace(&mut earlier, true) {
-                // Pages of a failed sync count as written from then on, though they never were.
-                rustix::fs::fadvise(&file, 0, None, Advice::DontNeed)?;
+                // Pages of a failed sync count as written from then on, though they never were. It
+                // is advice, which the file system may not take.
+                let _ = rustix::fs::fadvise(&file, 0, None, Advice::DontNeed);
             }
             FileBackend::new(file).map_err(io::Error::other)
         })

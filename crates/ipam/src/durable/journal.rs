@@ -195,14 +195,18 @@ impl Gathering {
     }
 }
 
-/// What part of a commit's time the next one waits for company.
-const PATIENCE: u32 = 8;
-
 /// The last commit.
 #[derive(Clone, Copy, Debug, Default)]
 struct Pace {
     requests: u64,
     took: Duration,
+}
+
+impl Pace {
+    /// How long the next commit waits for company: no longer than it is worth.
+    fn patience(self) -> Duration {
+        (self.took / 8).min(Duration::from_millis(2))
+    }
 }
 
 /// How a commit ended, once for all who wait for it.
@@ -256,7 +260,7 @@ impl<S: Store> Shared<S> {
         // them would have a commit of its own, and every other commit would be one of a single request.
         if last.requests > 1 && !queue.closing {
             let fewer = |queue: &mut Queue| queue.next.requests < last.requests && !queue.closing;
-            let waited = self.begun.wait_timeout_while(queue, last.took / PATIENCE, fewer);
+            let waited = self.begun.wait_timeout_while(queue, last.patience(), fewer);
             (queue, _) = waited.unwrap_or_else(PoisonError::into_inner);
         }
         let work = mem::take(&mut queue.next);

@@ -1,10 +1,54 @@
 //! Leases that survive their process and their machine's power, for an agent that lives on.
 //!
-//! A [`Store`] is a handful of tables of bytes with one promise: a commit is atomic, and on the
-//! disk when it returns. [`MemoryStore`] makes half of it, for tests; `FileStore`, behind the
-//! feature `file`, keeps the tables in one file. The [`Journal`] is a thread that commits together
-//! what several callers have begun meanwhile, so that sixteen callers pay for one sync and not for
-//! sixteen.
+//! ```
+//! use podwire_ipam::durable::{Ipam, MemoryStore};
+//! use podwire_ipam::{Owner, PoolConfig, Request, Time};
+//!
+//! // With the feature `file`: FileStore::open(Path::new("/var/lib/agent/ipam.redb"))?
+//! let store = MemoryStore::default();
+//! let (ipam, recovered) = Ipam::open(store, "the kernel's boot id")?;
+//! assert_eq!(recovered.leases, 0);
+//! if ipam.usage()?.is_empty() {
+//!     ipam.add_pool(&PoolConfig::new("default", vec!["10.1.0.0/24".parse()?]))?;
+//! }
+//!
+//! let owner = Owner::new("8c2d", "eth0").with_pod("shop/web-0");
+//! let lease = ipam.allocate(&owner, &Request::default(), Time::from_secs(1))?;
+//! // It is in the store. Now for the interface; then:
+//! ipam.confirm(&owner)?;
+//! # assert_eq!(lease.addresses.to_string(), "10.1.0.1");
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! [`Ipam`] is an [`Allocator`](crate::Allocator) in memory that serves requests, and a [`Journal`]
+//! that commits them to a [`Store`]: a handful of tables of bytes, and one promise, that a commit is
+//! atomic and on the disk when it returns. [`MemoryStore`] makes half of that promise, for tests;
+//! `FileStore`, behind the feature `file`, keeps the tables in one file that this process alone may
+//! have open.
+//!
+//! # What is promised
+//!
+//! - **What was acknowledged is there** after a kill of the process or the loss of power: grants,
+//!   confirmations, releases, edits of pools, reservations, sticky names, and the order and the ends
+//!   of cool-downs.
+//! - **No address has two owners**, whatever the moment it all ends at.
+//! - **One sync for many**: what gathers while one commit is made is the next.
+//! - **Nothing is dropped silently**: what cannot be read is an error that names table and key; leases
+//!   of another boot are dropped and given in [`Recovered`], one by one.
+//!
+//! The tests kill the process under sixteen clients, cut the power of a disk that then has the
+//! unsynced sectors in any mixture, and compare random operations and failures with a model.
+//!
+//! # Time
+//!
+//! Leases expire and addresses cool down while the process is not running, if its clock goes on
+//! meanwhile: take `CLOCK_BOOTTIME`, and the kernel's boot id for `boot`.
+//!
+//! # Tables
+//!
+//! `ipam`, `pools`, `leases`, `sticky`, `reservations` and `cooling` are [`Ipam`]'s. Others are the
+//! caller's, and change in the same transactions: [`Ipam::begin_confirm`], [`Ipam::begin`]. Values
+//! are JSON.
 
 mod error;
 #[cfg(feature = "file")]

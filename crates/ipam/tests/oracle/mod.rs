@@ -43,6 +43,7 @@ pub(crate) enum Op {
     AddCidr(u8, u8),
     DrainCidr(u8, u8),
     RemoveCidr(u8, u8),
+    SetCooldown(u8, u8),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -317,6 +318,10 @@ impl Model {
                 pools[at].drained.retain(|known| *known != cidr(of));
                 self.is_unused(cidr(of))
             }),
+            Op::SetCooldown(number, seconds) => find(number).is_some_and(|at| {
+                pools[at].cooldown = Duration::from_secs(seconds.into());
+                true
+            }),
             _ => panic!("{edit:?} gave {answer:?}"),
         };
         assert_eq!(answer.is_ok(), possible, "{edit:?}: {answer:?}");
@@ -365,6 +370,11 @@ impl Model {
             return assert_eq!(*answer, Ok(Outcome::Leased(held.clone())), "not the same again");
         }
 
+        let bound = name.and_then(|name| self.names.get(name)).map(|(all, _)| *all);
+        if bound.is_some_and(|all| all.iter().any(|ip| self.holder(ip).is_some())) {
+            // A name has one owner at a time.
+            return assert!(matches!(answer, Err(Error::Held { .. })), "{answer:?}");
+        }
         let find = |number: &u8| self.pools.iter().find(|config| config.name == pool(*number));
         let listed: Option<Vec<&PoolConfig>> = match pools {
             [] => Some(self.pools.iter().take(1).collect()),
@@ -373,11 +383,10 @@ impl Model {
         let Some(listed) = listed else {
             return assert!(matches!(answer, Err(Error::UnknownPool { .. })), "{answer:?}");
         };
-        let bound = name.and_then(|name| self.names.get(name)).map(|(all, _)| *all);
         let lease = match answer {
             Ok(Outcome::Leased(lease)) => lease,
             Ok(other) => panic!("a grant gave {other:?}"),
-            Err(error) => return self.check_refusal(&listed, explicit, &wanted, bound, error),
+            Err(error) => return self.check_refusal(&listed, explicit, &wanted, error),
         };
 
         assert_eq!((&lease.owner, lease.state), (owner, LeaseState::Pending { expires }));
@@ -429,7 +438,6 @@ impl Model {
         listed: &[&PoolConfig],
         explicit: Option<IpAddr>,
         wanted: &dyn Fn(Family) -> Option<bool>,
-        bound: Option<Addresses>,
         error: &Error,
     ) {
         let left = |family| {
@@ -448,8 +456,7 @@ impl Model {
                 FAMILIES.into_iter().any(lacking) || !FAMILIES.into_iter().any(there_is)
             }
             Error::Held { address, holder } => {
-                let bound = bound.is_some_and(|all| all.iter().any(|ip| ip == *address));
-                (bound || explicit == Some(*address)) && self.holder(*address) == Some(holder)
+                explicit == Some(*address) && self.holder(*address) == Some(holder)
             }
             Error::Reserved { address, .. } => {
                 explicit == Some(*address) && self.reserved.contains(address)
