@@ -56,6 +56,7 @@
 
 mod allocator;
 mod cooling;
+pub mod durable;
 mod error;
 mod lease;
 mod leases;
