@@ -46,6 +46,11 @@
 //! there are; with the feature `file`, a table in a file that processes take turns at. There the
 //! addresses come from a [`Plan`], `host-local`'s sets of ranges.
 //!
+//! # For the nodes of a cluster
+//!
+//! [`blocks`] lets each node work on blocks of pools that all nodes share: it decides when to claim
+//! the next block and when to give one back, over any store that can compare and swap.
+//!
 //! # Coming from elsewhere
 //!
 //! Unlike `host-local` it keeps no file per address: the process that owns the [`Allocator`]
@@ -55,6 +60,7 @@
 #![forbid(unsafe_code)]
 
 mod allocator;
+pub mod blocks;
 mod cooling;
 pub mod durable;
 mod error;

@@ -115,7 +115,8 @@ impl Node {
         self.touch();
         let _turn = self.turns.take(&request.id);
         let choice = self.chooser.choose(request)?;
-        let wanted = self.wanted(request, &choice)?;
+        let all = self.ipam.read(|all| all.pools().map(str::to_owned).collect::<Vec<_>>())?;
+        let wanted = wanted(request, &choice, &all)?;
         let owner = match &request.pod {
             Some(PodRef { namespace, name, .. }) => {
                 owner(&request.id).with_pod(&format!("{namespace}/{name}"))
@@ -370,39 +371,18 @@ impl Node {
                     (false, true) => Request::family(Family::V6),
                     _ => Request::dual_stack(),
                 };
-                let pools = self.pools_of(&list)?;
+                let pools: Vec<String> = self.ipam.read(|all| {
+                    list.iter()
+                        .filter_map(|address| all.pool_of(*address))
+                        .map(Into::into)
+                        .collect()
+                })?;
                 let request = request.from_pools(&pools).with_addresses(&list)?;
                 // What is begun later is on the disk no sooner.
                 let _ = self.ipam.begin_allocate(&owner, &request, now(), Vec::new())?;
             }
         }
         Ok(self.ipam.begin_confirm(&owner, record)?.map(drop))
-    }
-
-    /// What the allocator is asked for.
-    fn wanted(&self, request: &LeaseRequest, choice: &Choice) -> Result<Request, Error> {
-        let list = |pools: &Pools| match (request.others, &pools.origin) {
-            // Addresses that somebody else chose are of any pool, if nobody named one.
-            (OtherFamilies::Omit, None) => self.pools_of(&choice.addresses),
-            _ => Ok(pools.names.clone()),
-        };
-        // Of equal lists the allocator takes a pair from one pool.
-        let mut wanted = families(request)?
-            .with_addresses(&choice.addresses)?
-            .pools_of(Family::V4, &list(&choice.v4)?)
-            .pools_of(Family::V6, &list(&choice.v6)?);
-        if let Some(name) = &choice.sticky {
-            wanted = wanted.sticky(name);
-        }
-        Ok(wanted)
-    }
-
-    /// The pools that these addresses are of.
-    fn pools_of(&self, addresses: &[IpAddr]) -> Result<Vec<String>, Error> {
-        Ok(self.ipam.read(|all| {
-            let pools = addresses.iter().filter_map(|address| all.pool_of(*address));
-            pools.map(str::to_owned).collect()
-        })?)
     }
 
     /// Keeps addresses that another plugin chose from being leased to anybody, and records the endpoint.
@@ -543,6 +523,24 @@ fn families(request: &LeaseRequest) -> Result<Request, Error> {
         ))),
         _ => Ok(Request::default()),
     }
+}
+
+/// What the allocator is asked for.
+fn wanted(request: &LeaseRequest, choice: &Choice, all: &[String]) -> Result<Request, Error> {
+    // Addresses that somebody else chose are of any pool, if nobody named one.
+    let list = |pools: &Pools| match (request.others, &pools.origin) {
+        (OtherFamilies::Omit, None) => all.to_vec(),
+        _ => pools.names.clone(),
+    };
+    // Equal lists are paired.
+    let mut wanted = families(request)?
+        .with_addresses(&choice.addresses)?
+        .pools_of(Family::V4, &list(&choice.v4))
+        .pools_of(Family::V6, &list(&choice.v6));
+    if let Some(name) = &choice.sticky {
+        wanted = wanted.sticky(name);
+    }
+    Ok(wanted)
 }
 
 fn check_request(id: &EndpointId, request: &EndpointRequest) -> Result<Addresses, Error> {

@@ -487,92 +487,6 @@ fn a_pool_that_is_not_there_is_named_with_who_chose_it() {
     bench.node.lease(&of_pod("c1", "a", &[("podwire.io/pool", "default")])).unwrap();
 }
 
-const NAMESPACE: &str = "\
-apiVersion: v1
-kind: Namespace
-metadata:
-  name: shop
-  annotations:
-    podwire.io/pool: green, default
-";
-
-/// `default` is a /24 and a /64, `green` has room for two, `blue` for one.
-fn bench_of_pools() -> Bench {
-    let bench = bench_with(NAMESPACE);
-    for (name, cidrs) in
-        [("green", ["10.2.0.0/30", "fd00:2::/126"]), ("blue", ["10.3.0.0/32", "fd00:3::/64"])]
-    {
-        let cidrs = cidrs.iter().map(|cidr| cidr.parse().unwrap()).collect();
-        bench.node.create_pool(name, &PoolRequest { cidrs, ..PoolRequest::default() }).unwrap();
-    }
-    bench
-}
-
-#[test]
-fn pods_get_addresses_of_the_pools_that_are_chosen_for_them() {
-    let bench = bench_of_pools();
-    let subnets = |container: &str, annotations: &[(&str, &str)]| {
-        let reply = bench.node.lease(&of_pod(container, container, annotations)).unwrap();
-        let texts = reply.addresses.iter().map(|one| one.ip().to_string());
-        let subnet = |text: String| text[..text.rfind(['.', ':']).unwrap()].to_owned();
-        texts.map(subnet).collect::<Vec<_>>()
-    };
-    assert_eq!(subnets("c1", &[]), ["10.2.0", "fd00:2:"]);
-    let split = [("podwire.io/pool-ipv4", "blue,default")];
-    assert_eq!(subnets("c2", &split), ["10.3.0", "fd00:2:"]);
-    assert_eq!(subnets("c3", &split), ["10.1.0", "fd00:2:"]);
-    // The namespace's list goes on where its first pool is full, in pairs.
-    assert_eq!(subnets("c4", &[]), ["10.1.0", "fd00:1:"]);
-    assert_eq!(subnets("c1", &[]), ["10.2.0", "fd00:2:"], "the same for the same owner");
-
-    let only = [("podwire.io/pool", "blue")];
-    let error = bench.node.lease(&of_pod("c5", "c5", &only)).unwrap_err();
-    assert_eq!(error.body().code, ErrorCode::Exhausted);
-    assert!(error.to_string().contains("pool blue (size 1, used 0, pending 1"), "{error}");
-    let elsewhere = [("podwire.io/pool", "blue"), ("podwire.io/ips", "10.1.0.9")];
-    let error = bench.node.lease(&of_pod("c5", "c5", &elsewhere)).unwrap_err();
-    assert_eq!(error.to_string(), "10.1.0.9 is in no CIDR of pool blue");
-}
-
-#[test]
-fn a_name_keeps_its_addresses() {
-    let bench = bench_of_pools();
-    let sticky = |container: &str, name: &str| {
-        let request = of_pod(container, name, &[("podwire.io/sticky", "true")]);
-        bench.node.lease(&request).map(|reply| reply.addresses)
-    };
-    let first = sticky("c1", "web-0").unwrap();
-    let held = sticky("c2", "web-0").unwrap_err();
-    assert_eq!(held.body().code, ErrorCode::Conflict, "{held}");
-    let list: Vec<_> = first.iter().map(IpNetwork::ip).collect();
-    bench.plug("c1", 7);
-    bench.node.create(&id("c1"), &Bench::request("c1", 7, &list)).unwrap();
-    bench.node.delete(&id("c1")).unwrap();
-    assert_ne!(sticky("c3", "web-1").unwrap(), first);
-    assert_eq!(sticky("c2", "web-0").unwrap(), first);
-}
-
-/// An IPAM plugin of somebody else's knows of no pools, and an agent that was restarted of no lease.
-#[test]
-fn addresses_that_are_chosen_already_are_of_any_pool() {
-    let bench = bench_of_pools();
-    let mut request = of_pod("c1", "a", &[]);
-    request.pod.as_mut().unwrap().namespace = "other".into();
-    request.addresses = vec![[10, 2, 0, 2].into()];
-    request.others = OtherFamilies::Omit;
-    assert_eq!(bench.node.lease(&request).unwrap().addresses.len(), 1);
-    request.id = id("c2");
-    request.annotations.insert("podwire.io/pool".into(), "default".into());
-    request.addresses = vec![[10, 2, 0, 1].into()];
-    assert!(
-        bench.node.lease(&request).unwrap_err().to_string().contains("no CIDR of pool default")
-    );
-
-    let addresses = ["10.2.0.1".parse().unwrap(), "fd00:3::9".parse().unwrap()];
-    bench.plug("c3", 9);
-    bench.node.create(&id("c3"), &Bench::request("c3", 9, &addresses)).unwrap();
-}
-
 fn edit(bench: &Bench, pool: &str, edit: CidrEdit, cidr: &str) -> Result<Pool, Error> {
     bench.node.edit_pool(pool, CidrRequest { edit, cidr: cidr.parse().unwrap() })
 }
@@ -742,4 +656,90 @@ fn a_repair_that_fails_says_why() {
     );
     let again = disagreements(&bench, OnDisagreement::Repair);
     assert_eq!(again[0].2, Outcome::Repaired);
+}
+
+const NAMESPACE: &str = "\
+apiVersion: v1
+kind: Namespace
+metadata:
+  name: shop
+  annotations:
+    podwire.io/pool: green, default
+";
+
+/// `default` is a /24 and a /64, `green` has room for two, `blue` for one.
+fn bench_of_pools() -> Bench {
+    let bench = bench_with(NAMESPACE);
+    for (name, cidrs) in
+        [("green", ["10.2.0.0/30", "fd00:2::/126"]), ("blue", ["10.3.0.0/32", "fd00:3::/64"])]
+    {
+        let cidrs = cidrs.iter().map(|cidr| cidr.parse().unwrap()).collect();
+        bench.node.ipam.add_pool(&podwire_ipam::PoolConfig::new(name, cidrs)).unwrap();
+    }
+    bench
+}
+
+#[test]
+fn pods_get_addresses_of_the_pools_that_are_chosen_for_them() {
+    let bench = bench_of_pools();
+    let subnets = |container: &str, annotations: &[(&str, &str)]| {
+        let reply = bench.node.lease(&of_pod(container, container, annotations)).unwrap();
+        let texts = reply.addresses.iter().map(|one| one.ip().to_string());
+        let subnet = |text: String| text[..text.rfind(['.', ':']).unwrap()].to_owned();
+        texts.map(subnet).collect::<Vec<_>>()
+    };
+    assert_eq!(subnets("c1", &[]), ["10.2.0", "fd00:2:"]);
+    let split = [("podwire.io/pool-ipv4", "blue,default")];
+    assert_eq!(subnets("c2", &split), ["10.3.0", "fd00:2:"]);
+    assert_eq!(subnets("c3", &split), ["10.1.0", "fd00:2:"]);
+    // The namespace's list goes on where its first pool is full, in pairs.
+    assert_eq!(subnets("c4", &[]), ["10.1.0", "fd00:1:"]);
+    assert_eq!(subnets("c1", &[]), ["10.2.0", "fd00:2:"], "the same for the same owner");
+
+    let only = [("podwire.io/pool", "blue")];
+    let error = bench.node.lease(&of_pod("c5", "c5", &only)).unwrap_err();
+    assert_eq!(error.body().code, ErrorCode::Exhausted);
+    assert!(error.to_string().contains("pool blue (size 1, used 0, pending 1"), "{error}");
+    let elsewhere = [("podwire.io/pool", "blue"), ("podwire.io/ips", "10.1.0.9")];
+    let error = bench.node.lease(&of_pod("c5", "c5", &elsewhere)).unwrap_err();
+    assert_eq!(error.to_string(), "10.1.0.9 is in no CIDR of pool blue");
+}
+
+#[test]
+fn a_name_keeps_its_addresses() {
+    let bench = bench_of_pools();
+    let sticky = |container: &str, name: &str| {
+        let request = of_pod(container, name, &[("podwire.io/sticky", "true")]);
+        bench.node.lease(&request).map(|reply| reply.addresses)
+    };
+    let first = sticky("c1", "web-0").unwrap();
+    let held = sticky("c2", "web-0").unwrap_err();
+    assert_eq!(held.body().code, ErrorCode::Conflict, "{held}");
+    let list: Vec<_> = first.iter().map(IpNetwork::ip).collect();
+    bench.plug("c1", 7);
+    bench.node.create(&id("c1"), &Bench::request("c1", 7, &list)).unwrap();
+    bench.node.delete(&id("c1")).unwrap();
+    assert_ne!(sticky("c3", "web-1").unwrap(), first);
+    assert_eq!(sticky("c2", "web-0").unwrap(), first);
+}
+
+/// An IPAM plugin of somebody else's knows of no pools, and an agent that was restarted of no lease.
+#[test]
+fn addresses_that_are_chosen_already_are_of_any_pool() {
+    let bench = bench_of_pools();
+    let mut request = of_pod("c1", "a", &[]);
+    request.pod.as_mut().unwrap().namespace = "other".into();
+    request.addresses = vec![[10, 2, 0, 2].into()];
+    request.others = OtherFamilies::Omit;
+    assert_eq!(bench.node.lease(&request).unwrap().addresses.len(), 1);
+    request.id = id("c2");
+    request.annotations.insert("podwire.io/pool".into(), "default".into());
+    request.addresses = vec![[10, 2, 0, 1].into()];
+    assert!(
+        bench.node.lease(&request).unwrap_err().to_string().contains("no CIDR of pool default")
+    );
+
+    let addresses = ["10.2.0.1".parse().unwrap(), "fd00:3::9".parse().unwrap()];
+    bench.plug("c3", 9);
+    bench.node.create(&id("c3"), &Bench::request("c3", 9, &addresses)).unwrap();
 }
