@@ -3,22 +3,29 @@
 //! What is held lies scattered, as after a long life: the pool is filled, then random leases are
 //! taken back. Batches keep the fill: each grants a few addresses and takes the same ones back, and
 //! only one of both is on the clock.
+//!
+//! `overflow`: the same addresses in several pools, of which a request lists all; all but the last are
+//! full.
 
 use std::{
     collections::HashSet,
     hint::black_box,
+    net::Ipv4Addr,
     time::{Duration, Instant},
 };
 
 use criterion::{Criterion, criterion_group, criterion_main};
+use ipnetwork::Ipv4Network;
 use podwire_ipam::{Allocator, Lease, Owner, PoolConfig, Release, Request, Time};
 
 /// Percent of the addresses that are held, times ten.
 const FILLS: [(&str, usize); 6] =
     [("0", 0), ("10", 100), ("50", 500), ("90", 900), ("99", 990), ("99.9", 999)];
 
-/// Addresses of a /16 that pods can have.
-const SIZE: usize = (1 << 16) - 2;
+/// Numbers of pools, powers of two.
+const POOLS: [u32; 2] = [1, 8];
+
+const FIRST: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 0);
 
 /// Fewer than are free at 99.9 percent.
 const BATCH: usize = 32;
@@ -33,24 +40,42 @@ struct Filled {
     pool: Allocator,
     held: usize,
     owners: Vec<Owner>,
+    request: Request,
 }
 
 impl Filled {
-    fn new(per_mille: usize) -> Self {
-        let cidr = "10.1.0.0/16".parse().expect("a CIDR");
-        let mut config = PoolConfig::new("bench", vec![cidr]);
-        // What is taken back is free for the next batch.
-        config.cooldown = Duration::ZERO;
-        let mut pool = Allocator::new(&config).expect("a pool");
-        let mut fillers: Vec<_> =
-            (0..SIZE).map(|number| Owner::new(&format!("filler-{number}"), "eth0")).collect();
+    /// The last of so many pools is filled to so many thousandths, the others wholly.
+    fn new(pools: u32, per_mille: usize) -> Self {
+        let size = (1 << 16) / pools;
+        let config = |number: u32| {
+            let first = Ipv4Addr::from(u32::from(FIRST) + number * size);
+            let length = 16 + u8::try_from(pools.ilog2()).expect("few pools");
+            let cidr = Ipv4Network::new(first, length).expect("a length").into();
+            let mut config = PoolConfig::new(format!("bench-{number}"), vec![cidr]);
+            // What is taken back is free for the next batch.
+            config.cooldown = Duration::ZERO;
+            config
+        };
+        let configs: Vec<_> = (0..pools).map(config).collect();
+        let names: Vec<_> = configs.iter().map(|config| config.name.as_str()).collect();
+        let request = match pools {
+            1 => Request::default(),
+            _ => Request::default().from_pools(&names),
+        };
+        let mut pool = Allocator::with_pools(&configs).expect("pools");
+        // All but the network and the broadcast address.
+        let (each, pools) = (size as usize - 2, pools as usize);
+        let mut fillers: Vec<_> = (0..pools * each)
+            .map(|number| Owner::new(&format!("filler-{number}"), "eth0"))
+            .collect();
         for owner in &fillers {
-            pool.allocate(owner, &Request::default(), now()).expect("an address for each");
+            pool.allocate(owner, &request, now()).expect("an address for each");
             pool.confirm(owner).expect("a lease to confirm");
         }
-        let held = SIZE * per_mille / 1000;
+        let held = pools * each - each + each * per_mille / 1000;
+        let mut fillers = fillers.split_off((pools - 1) * each);
         let mut state = 1_u64;
-        while fillers.len() > held {
+        while pool.lease_count() > held {
             // Knuth's MMIX generator; its high bits are the good ones.
             state = state
                 .wrapping_mul(6_364_136_223_846_793_005)
@@ -61,7 +86,7 @@ impl Filled {
         pool.expire(now());
         let owners =
             (0..BATCH).map(|number| Owner::new(&format!("pod-{number}"), "eth0")).collect();
-        Self { pool, held, owners }
+        Self { pool, held, owners, request }
     }
 
     fn run(&mut self, iterations: u64, timed: Timed) -> Duration {
@@ -74,7 +99,7 @@ impl Filled {
             let leases: Vec<Lease> = owners
                 .iter()
                 .map(|owner| {
-                    black_box(self.pool.allocate(owner, &Request::default(), now()))
+                    black_box(self.pool.allocate(owner, &self.request, now()))
                         .unwrap_or_else(|error| panic!("an address is free, but: {error}"))
                 })
                 .collect();
@@ -113,10 +138,17 @@ fn ipam(criterion: &mut Criterion) {
         for (name, per_mille) in FILLS {
             let mut filled = None;
             criterion.bench_function(&format!("ipam/{work}/{name}"), |bencher| {
-                let filled = filled.get_or_insert_with(|| Filled::new(per_mille));
+                let filled = filled.get_or_insert_with(|| Filled::new(1, per_mille));
                 bencher.iter_custom(|iterations| filled.run(iterations, timed));
             });
         }
+    }
+    for pools in POOLS {
+        let mut filled = None;
+        criterion.bench_function(&format!("ipam/overflow/{pools}"), |bencher| {
+            let filled = filled.get_or_insert_with(|| Filled::new(pools, 500));
+            bencher.iter_custom(|iterations| filled.run(iterations, Timed::Allocate));
+        });
     }
 }
 

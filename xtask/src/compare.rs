@@ -15,6 +15,7 @@
 //! | memory instead of a disk | both sides keep their state in /var/tmp, so that podwire pays for its syncs; the peers sync nothing |
 //! | logs | podwired logs as it does by default, to memory, as journald's socket would take it; the plugins log nothing |
 //! | `CNI_ARGS`, configuration, MTU | the same arguments; a default route by the host on all sides; MTU 1500, checked in the pods; offloads of veths are the kernel's defaults on all sides, nobody changes them |
+//! | leases that the IPAM plugins made themselves would take them unequally long | those of `ipam_*` are written as host-local writes them; podwire's plugin takes them over |
 //! | a packet filter or connection tracking on one side only | no rule may be on any node, checked with nft; where pods are masqueraded all nodes have one |
 //! | two processors do for one side what one does for the other | client and server of traffic are pinned to one, the last |
 

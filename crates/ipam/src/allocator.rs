@@ -108,7 +108,7 @@ impl Allocator {
         let chosen = self.choose(request)?;
         let first = chosen.iter().flatten().next().expect("one of both families at least");
         let expires = now + self.pools.at(first.pool).pending_ttl;
-        let mut granted = Vec::with_capacity(2);
+        let mut addresses = Addresses::default();
         for spot in chosen.into_iter().flatten() {
             let address = self.pools.address(spot);
             let is_kept = self.stickies.name(address).is_some();
@@ -126,11 +126,11 @@ impl Allocator {
             if let Some(name) = &request.sticky {
                 self.bind(name, address, now);
             }
-            granted.push(address);
+            addresses.replace(address);
         }
         let lease = Lease {
             owner: owner.clone(),
-            addresses: Addresses::from_list(&granted)?,
+            addresses,
             state: LeaseState::Pending { expires },
         };
         let slot = self.leases.insert(lease.clone());

@@ -158,14 +158,15 @@ fn outcome(main: &str, ipam: &Value, ipam_type: &str) -> Vec<Value> {
     let network = network(&host, config);
     let pods = add_pods(&host, &network, 2);
     let outcomes = pods.iter().map(|Attached { pod, attachment, result }| {
-        network.check(attachment, result).unwrap();
+        // Debian's ptp and bridge miss some IPv6 routes that they have set, whoever granted the address.
+        let check = network.check(attachment, result).map_err(|error| error.to_string());
         let routes = ["-4", "-6"].map(|family| {
             let output =
                 pod.command("ip").args([family, "route", "show", "proto", "boot"]).output();
             String::from_utf8(output.unwrap().stdout).unwrap()
         });
         assert!(routes[0].contains("10.1.0.254 dev eth0"), "{main} {ipam}: {routes:?}");
-        json!([addresses(result), result["routes"], result["dns"], routes])
+        json!([addresses(result), result["routes"], result["dns"], routes, check.err()])
     });
     let outcomes = outcomes.collect();
     for Attached { attachment, result, .. } in &pods {
@@ -189,7 +190,7 @@ fn pods_are_as_those_of_host_local() {
         "ranges": [
             [
                 {
-                    "subnet": "10.1.0.0/24", "rangeStart": "10.1.0.20", "rangeEnd": "10.1.0.20",
+                    "subnet": "10.1.0.0/24", "rangeStart": "10.1.0.20", "rangeEnd": "10.1.0.21",
                     "gateway": "10.1.0.254"
                 },
                 { "subnet": "10.1.1.0/24", "gateway": "10.1.1.9" }
