@@ -19,6 +19,7 @@
 //! | two processors do for one side what one does for the other | client and server of traffic are pinned to one, the last |
 
 mod calls;
+mod ipam;
 mod links;
 mod nodes;
 mod progress;
@@ -72,6 +73,9 @@ pub struct Plan {
     /// Numbers of endpoints between which cost is compared, for `scale/*/<NUMBER>`
     #[arg(long, value_name = "NUMBER", value_delimiter = ',', default_values_t = [1, 100, 1000], value_parser = clap::value_parser!(u16).range(1..=4000))]
     endpoints: Vec<u16>,
+    /// Numbers of leases beside which the IPAM plugins alone are compared, for `ipam_*/<NUMBER>`
+    #[arg(long, value_name = "NUMBER", value_delimiter = ',', default_values_t = [0, 1000, 10_000], value_parser = clap::value_parser!(u16).range(0..=60_000))]
+    leases: Vec<u16>,
     /// Milliseconds of one run of traffic
     #[arg(long, value_name = "NUMBER", default_value_t = 500, value_parser = clap::value_parser!(u64).range(10..=60_000))]
     milliseconds: u64,
@@ -119,7 +123,14 @@ pub fn build_and_run(options: &Options) -> Result<ExitCode> {
 /// Does every work a few times at most, reports into this folder, and makes sure that every work is
 /// in the report. Figures of so few runs mean nothing.
 pub fn smoke(programs: &Path, folder: &Path) -> Result<()> {
-    let plan = Plan { filter: None, runs: 1, pods: 5, endpoints: vec![1, 4], milliseconds: 20 };
+    let plan = Plan {
+        filter: None,
+        runs: 1,
+        pods: 5,
+        endpoints: vec![1, 4],
+        leases: vec![0, 20],
+        milliseconds: 20,
+    };
     let report = Report { machine: Machine::here(), results: measure(&plan, programs)? };
     report.write(folder)?;
     plan.check_complete(&report.results)?;
@@ -160,7 +171,13 @@ impl Plan {
         let calls = calls.chain([format!("cni_add/{}", self.pods)]);
         let traffic = Load::ALL.map(|load| load.name().to_owned());
         let others = ["cni_del_concurrent", "tcp_rr/ipv6"].map(str::to_owned);
-        calls.chain(traffic).chain(others).chain(scale::works(&self.endpoints)).collect()
+        let ipam = ipam::works(&self.leases);
+        calls
+            .chain(ipam)
+            .chain(traffic)
+            .chain(others)
+            .chain(scale::works(&self.endpoints))
+            .collect()
     }
 
     /// Names of all works that were asked for.
@@ -196,6 +213,11 @@ impl Plan {
         works.iter().any(|work| self.wants(work) || self.wants(&format!("{work}/memory")))
     }
 
+    /// Whether what the IPAM plugins do beside so many leases was asked for.
+    fn wants_leases(&self, leases: u16) -> bool {
+        ipam::works(&[leases]).any(|work| self.wants(&work))
+    }
+
     fn calls(&self) -> usize {
         self.runs as usize
     }
@@ -210,11 +232,13 @@ impl Plan {
 
     /// What makes this plan on a command line.
     fn arguments(&self) -> Vec<String> {
-        let endpoints: Vec<_> = self.endpoints.iter().map(u16::to_string).collect();
+        let list =
+            |numbers: &[u16]| numbers.iter().map(u16::to_string).collect::<Vec<_>>().join(",");
         let options = [
             ("runs", self.runs.to_string()),
             ("pods", self.pods.to_string()),
-            ("endpoints", endpoints.join(",")),
+            ("endpoints", list(&self.endpoints)),
+            ("leases", list(&self.leases)),
             ("milliseconds", self.milliseconds.to_string()),
         ];
         let options = options.map(|(name, value)| format!("--{name}={value}"));
@@ -240,9 +264,14 @@ impl Comparison<'_> {
         let loads = Load::ALL.map(Load::name);
         let few = ["cni_add", "cni_check", "cni_del"];
         let calls = [&few[..], &["cni_add_dual_stack", "cni_add_masq", &full]].concat();
-        if plan.wants_any(&calls) {
+        let leases: Vec<u16> =
+            plan.leases.iter().copied().filter(|n| plan.wants_leases(*n)).collect();
+        if plan.wants_any(&calls) || !leases.is_empty() {
             self.progress.heading("starting a program that does nothing");
             self.nothing = Nothing::measure(plan.calls())?.note();
+        }
+        if !leases.is_empty() {
+            self.ipam(&leases)?;
         }
         if plan.wants_any(&few) || plan.wants_any(&loads) || plan.wants("cni_del_concurrent") {
             self.few_pods()?;
@@ -259,6 +288,13 @@ impl Comparison<'_> {
         if scale::works(&plan.endpoints).any(|work| plan.wants(&work)) {
             self.scale()?;
         }
+        Ok(())
+    }
+
+    fn ipam(&mut self, leases: &[u16]) -> Result<()> {
+        let (runs, note) = (self.plan.calls(), self.nothing.as_str());
+        let series = ipam::grow(&self.site, leases, runs, note, &mut self.progress)?;
+        self.series.extend(series.into_iter().filter(|series| self.plan.wants(series.work())));
         Ok(())
     }
 
@@ -382,8 +418,11 @@ mod tests {
 
     #[test]
     fn a_plan_survives_its_way_to_root() {
-        for arguments in [&[][..], &["tcp_rr"], &["--runs", "20", "--endpoints", "1,4", "--", "-x"]]
-        {
+        for arguments in [
+            &[][..],
+            &["tcp_rr"],
+            &["--runs", "20", "--endpoints", "1,4", "--leases", "0,7", "--", "-x"],
+        ] {
             let plan = plan(arguments);
             let again = plan.arguments();
             let again: Vec<_> = again.iter().map(String::as_str).collect();
@@ -403,6 +442,9 @@ mod tests {
             "cni_add_masq",
             "cni_add_dual_stack",
             "cni_del_concurrent",
+            "ipam_add/0",
+            "ipam_add/10000",
+            "ipam_del/1000",
             "tcp_stream",
             "tcp_rr",
             "tcp_rr/ipv6",

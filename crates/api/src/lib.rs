@@ -3,6 +3,7 @@
 
 mod client;
 mod error;
+mod ipam;
 mod mac;
 mod message;
 mod name;
@@ -12,12 +13,15 @@ use std::path::{Path, PathBuf};
 
 pub use client::{Client, Timeouts};
 pub use error::{Error, ErrorBody, ErrorCode};
+pub use ipam::{
+    CheckReply, CheckRequest, CidrEdit, CidrRequest, CidrUsage, Disagreement, Lease, LeaseState,
+    OnDisagreement, Outcome, Pool, PoolRequest, Reservation, Sticky,
+};
 pub use mac::Mac;
 pub use message::{
     AgentConfig, AttachMode, Delivery, Difference, Disciplines, Effect, Endpoint, EndpointRequest,
-    GcReply, GcRequest, Inspection, Interface, Lease, LeaseReply, LeaseRequest, LeaseState,
-    NodeConfig, OtherFamilies, PodRef, PoolUsage, Problem, Removal, Removed, Repair, Router,
-    Status,
+    GcReply, GcRequest, Inspection, Interface, LeaseReply, LeaseRequest, NodeConfig, OtherFamilies,
+    PodRef, Problem, Removal, Removed, Repair, Router, Status,
 };
 pub use name::{ContainerId, EndpointId, InterfaceName, Mark, NameError, NodeName, host_link_name};
 

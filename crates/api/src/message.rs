@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
-use crate::{EndpointId, Mac, NodeName};
+use crate::{EndpointId, Mac, NodeName, Pool};
 
 /// The Kubernetes pod an endpoint belongs to, as the runtime named it. Kept for display only.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -274,29 +274,6 @@ impl fmt::Display for Difference {
     }
 }
 
-/// `GET /v1/leases`: one lease.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Lease {
-    /// Whose.
-    #[serde(flatten)]
-    pub id: EndpointId,
-    /// At most one address per family.
-    pub addresses: Vec<IpAddr>,
-    /// Pending or confirmed.
-    pub state: LeaseState,
-}
-
-/// Whether an endpoint stands behind a lease.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-#[non_exhaustive]
-pub enum LeaseState {
-    /// Asked for, no endpoint yet; expires by itself.
-    Pending,
-    /// Belongs to an endpoint.
-    Confirmed,
-}
-
 /// `GET /v1/status`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
@@ -313,30 +290,15 @@ pub struct Status {
     /// How many endpoints the node has room for.
     pub slots: u32,
     /// The pools and how full they are.
-    pub pools: Vec<PoolUsage>,
+    pub pools: Vec<Pool>,
+    /// The pools of pods that name none, in order.
+    pub default_pools: Vec<String>,
     /// How programs are attached.
     pub attach: AttachMode,
     /// What keeps traffic from working, or will.
     pub problems: Vec<Problem>,
     /// What the agent repaired when it started.
     pub repairs: Vec<Repair>,
-}
-
-/// How full one CIDR of a pool is. Counts stop at 2^64-1.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PoolUsage {
-    /// The prefix.
-    pub cidr: IpNetwork,
-    /// Addresses that can be leased at all.
-    pub size: u64,
-    /// Addresses of endpoints.
-    pub used: u64,
-    /// Addresses of pending leases.
-    pub pending: u64,
-    /// Released addresses that rest before they are given out again.
-    pub cooling: u64,
-    /// Addresses set aside, the router's among them.
-    pub reserved: u64,
 }
 
 /// How programs are attached to links.

@@ -105,11 +105,8 @@ impl Allocator {
         if let Some(slot) = self.leases.find(owner) {
             return self.renew(slot, request, now);
         }
-        let chosen = self.choose(owner, request)?;
-        let Some(first) = chosen.iter().flatten().next() else {
-            let pools = self.pools.names();
-            return Err(Error::NoFamily { pools, family: Family::V4 });
-        };
+        let chosen = self.choose(request)?;
+        let first = chosen.iter().flatten().next().expect("one of both families at least");
         let expires = now + self.pools.at(first.pool).pending_ttl;
         let mut granted = Vec::with_capacity(2);
         for spot in chosen.into_iter().flatten() {

@@ -347,10 +347,16 @@ impl Request {
     /// The same for one family.
     #[must_use]
     pub fn pools_of<S: AsRef<str>>(mut self, family: Family, pools: &[S]) -> Self {
-        let pools = pools.iter().map(|name| name.as_ref().to_owned()).collect();
+        let mut list: Vec<String> = Vec::with_capacity(pools.len());
+        for name in pools.iter().map(AsRef::as_ref) {
+            // Twice in the list is no second chance, and would count as exhausted twice.
+            if !list.iter().any(|earlier| earlier == name) {
+                list.push(name.to_owned());
+            }
+        }
         match family {
-            Family::V4 => self.v4_pools = pools,
-            Family::V6 => self.v6_pools = pools,
+            Family::V4 => self.v4_pools = list,
+            Family::V6 => self.v6_pools = list,
         }
         self
     }

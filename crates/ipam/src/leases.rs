@@ -15,7 +15,7 @@ pub(crate) struct Slot(u32);
 /// take more memory than the leases.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Leases {
-    slots: Vec<Option<Lease>>,
+    slots: Slots,
     vacant: Vec<Slot>,
     by_owner: HashTable<Slot>,
     by_v4: HashTable<Slot>,
@@ -23,21 +23,29 @@ pub(crate) struct Leases {
     hasher: RandomState,
 }
 
+/// Leases by slot, in pieces of one size: a single vector would be half empty after it has grown, and
+/// would be copied in the midst of somebody's request.
+#[derive(Clone, Debug, Default)]
+struct Slots(Vec<Vec<Option<Lease>>>);
+
+/// Slots of a piece; a power of two, so that a place is two shifts away.
+const PIECE: usize = 1024;
+
 impl Leases {
     pub(crate) fn len(&self) -> usize {
         self.by_owner.len()
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Lease> {
-        self.slots.iter().flatten()
+        self.slots.0.iter().flatten().flatten()
     }
 
     pub(crate) fn at(&self, slot: Slot) -> Option<&Lease> {
-        self.slots.get(slot.0 as usize)?.as_ref()
+        self.slots.at(slot)
     }
 
     pub(crate) fn at_mut(&mut self, slot: Slot) -> Option<&mut Lease> {
-        self.slots.get_mut(slot.0 as usize)?.as_mut()
+        self.slots.at_mut(slot)?.as_mut()
     }
 
     pub(crate) fn find(&self, owner: &Owner) -> Option<Slot> {
@@ -64,23 +72,20 @@ impl Leases {
     ///
     /// At 2^32 leases.
     pub(crate) fn insert(&mut self, lease: Lease) -> Slot {
-        let slot = self.vacant.pop().unwrap_or_else(|| {
-            self.slots.push(None);
-            Slot(u32::try_from(self.slots.len() - 1).expect("fewer than 2^32 leases"))
-        });
+        let slot = self.vacant.pop().unwrap_or_else(|| self.slots.grow());
         let owner_hash = self.hasher.hash_one(&lease.owner);
         let addresses = lease.addresses;
-        self.slots[slot.0 as usize] = Some(lease);
+        *self.slots.at_mut(slot).expect("vacant, or just made") = Some(lease);
 
         let Self { slots, by_owner, by_v4, by_v6, hasher, .. } = self;
         by_owner.insert_unique(owner_hash, slot, |slot| {
-            slots[slot.0 as usize].as_ref().map_or(0, |lease| hasher.hash_one(&lease.owner))
+            slots.at(*slot).map_or(0, |lease| hasher.hash_one(&lease.owner))
         });
         for (family, index) in [(Family::V4, by_v4), (Family::V6, by_v6)] {
             let Some(address) = addresses.of(family) else { continue };
             index.insert_unique(hasher.hash_one(address), slot, |slot| {
-                slots[slot.0 as usize]
-                    .as_ref()
+                slots
+                    .at(*slot)
                     .and_then(|lease| lease.addresses.of(family))
                     .map_or(0, |address| hasher.hash_one(address))
             });
@@ -89,7 +94,7 @@ impl Leases {
     }
 
     pub(crate) fn remove(&mut self, slot: Slot) -> Option<Lease> {
-        let lease = self.slots.get_mut(slot.0 as usize)?.take()?;
+        let lease = self.slots.at_mut(slot)?.take()?;
         let Self { vacant, by_owner, by_v4, by_v6, hasher, .. } = self;
         vacant.push(slot);
         if let Ok(entry) =
@@ -104,5 +109,29 @@ impl Leases {
             }
         }
         Some(lease)
+    }
+}
+
+impl Slots {
+    fn at(&self, Slot(slot): Slot) -> Option<&Lease> {
+        self.0.get(slot as usize / PIECE)?.get(slot as usize % PIECE)?.as_ref()
+    }
+
+    fn at_mut(&mut self, Slot(slot): Slot) -> Option<&mut Option<Lease>> {
+        self.0.get_mut(slot as usize / PIECE)?.get_mut(slot as usize % PIECE)
+    }
+
+    /// One slot more, behind the others.
+    fn grow(&mut self) -> Slot {
+        if self.0.last().is_none_or(|piece| piece.len() == PIECE) {
+            // The first grows with the leases, since few have many; the others are whole at once.
+            let room = if self.0.is_empty() { 0 } else { PIECE };
+            self.0.push(Vec::with_capacity(room));
+        }
+        let pieces = self.0.len() - 1;
+        let last = self.0.last_mut().expect("there is one");
+        last.push(None);
+        let slot = pieces * PIECE + last.len() - 1;
+        Slot(u32::try_from(slot).expect("fewer than 2^32 leases"))
     }
 }

@@ -1,5 +1,7 @@
 //! Several pools: overflow, edits while leases are held, addresses kept for a name.
 
+#![expect(clippy::unwrap_used, reason = "functions that tests share panic as tests do")]
+
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -226,6 +228,40 @@ fn a_name_gets_its_addresses_back() {
     // Its lease is as any other now.
     assert!(matches!(allocator.release(&owner(5), START), Release::Released(_)));
     assert_eq!(allocator.usage()[1].cidrs[0].usage.cooling, 1);
+}
+
+#[test]
+fn a_name_has_one_owner_whatever_else_is_asked_for() {
+    let mut both = pools(&[("a", &["10.0.0.0/29"]), ("b", &["10.1.0.0/29", "fd00::/125"])]);
+    let web0 = Request::default().sticky("shop/web-0");
+    assert_eq!(grant(&mut both, 1, &web0), "10.0.0.1");
+    let held = "10.0.0.1 is held by c1/eth0";
+    let explicit = web0.clone().with_addresses(&[ip("10.0.0.4")]).unwrap();
+    assert_eq!(grant(&mut both, 2, &explicit), held);
+    assert_eq!(grant(&mut both, 2, &web0.clone().from_pools(&["b"])), held);
+    let other_family = Request::family(Family::V6).from_pools(&["b"]).sticky("shop/web-0");
+    assert_eq!(grant(&mut both, 2, &other_family), held);
+    both.release(&owner(1), START);
+    assert_eq!(grant(&mut both, 2, &explicit), "10.0.0.4");
+    let stickies: Vec<_> = both.stickies().map(|(_, addresses)| addresses.to_string()).collect();
+    assert_eq!(stickies, ["10.0.0.4"]);
+}
+
+#[test]
+fn a_refusal_tells_the_pools_of_the_request() {
+    let mut allocator = pools(&[("none", &[]), ("b", &["10.1.0.0/32"])]);
+    assert_eq!(grant(&mut allocator, 1, &Request::default()), "no IPv4 CIDR in pool none");
+    let twice = Request::default().from_pools(&["b", "b"]);
+    assert_eq!(grant(&mut allocator, 1, &twice), "10.1.0.0");
+    assert_eq!(
+        grant(&mut allocator, 2, &twice),
+        "no IPv4 address is left in pool b (size 1, used 1, pending 0, cooling 0, reserved 0, \
+         kept 0)"
+    );
+    assert_eq!(allocator.usage()[1].exhausted_v4, 1);
+    allocator.remove_pool("none").unwrap();
+    allocator.release(&owner(1), START);
+    assert_eq!(grant(&mut allocator, 2, &Request::default()), "10.1.0.0");
 }
 
 #[test]

@@ -43,22 +43,18 @@ pub(crate) struct Choice {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Pools {
     pub(crate) names: Vec<String>,
-    /// What chose them, for errors.
-    pub(crate) origin: String,
+    /// The annotation that names them; `None` for the node's default.
+    pub(crate) origin: Option<String>,
 }
 
 impl Choice {
-    /// Whether one list serves both families: then both addresses come from one pool of it.
-    pub(crate) fn is_paired(&self) -> bool {
-        self.v4.names == self.v6.names
-    }
-
     /// That a pool of the choice is not there.
-    pub(crate) fn no_pool(&self, pool: &str) -> Error {
+    pub(crate) fn no_pool(&self, pool: String, known: Vec<String>) -> Error {
         let lists = [&self.v4, &self.v6];
-        let list = lists.into_iter().find(|list| list.names.iter().any(|name| name == pool));
-        let origin = list.map_or_else(String::new, |list| list.origin.clone());
-        Error::NoPool { pool: pool.to_owned(), origin }
+        let list = lists.into_iter().find(|list| list.names.contains(&pool));
+        let origin = list.and_then(|list| list.origin.clone());
+        let origin = origin.unwrap_or_else(|| "--default-pool of podwired".into());
+        Error::NoPool { pool, origin, known }
     }
 }
 
@@ -177,8 +173,7 @@ impl<'a> Subject<'a> {
 fn choose(subject: &Subject<'_>, default_pools: &[String]) -> Result<Choice, Error> {
     let Subject { pod, of_pod, of_namespace } = subject;
     let (own, shared) = (of_pod.read()?, of_namespace.read()?);
-    let default =
-        || Pools { names: default_pools.to_vec(), origin: "--default-pool of the agent".into() };
+    let default = || Pools { names: default_pools.to_vec(), origin: None };
     let pools = |own_of_family: Option<Pools>, shared_of_family: Option<Pools>| {
         own_of_family
             .or_else(|| own.pools.clone())
@@ -227,7 +222,7 @@ impl Annotated<'_> {
             let refused = |why| self.refused(key, why);
             let pools = || {
                 let origin = format!("annotation {key} of {}", self.of);
-                pools(value).map(|names| Pools { names, origin }).map_err(refused)
+                pools(value).map(|names| Pools { names, origin: Some(origin) }).map_err(refused)
             };
             match self.allowed.iter().copied().find(|allowed| allowed == key) {
                 Some(POOL) => said.pools = Some(pools()?),

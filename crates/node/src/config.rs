@@ -157,7 +157,7 @@ impl Config {
             return wrong("--pod-cidr", "at least one is needed".into());
         }
         for cidr in &self.pod_cidrs {
-            if !is_plain(cidr.network()) || !is_plain(cidr.broadcast()) || cidr.prefix() < 8 {
+            if !is_for_pods(*cidr) {
                 return wrong("--pod-cidr", format!("{cidr} is no prefix for pods"));
             }
         }
@@ -195,6 +195,11 @@ impl Config {
         }
         Ok(())
     }
+}
+
+/// Whether pods may have addresses of it.
+pub(crate) fn is_for_pods(cidr: IpNetwork) -> bool {
+    is_plain(cidr.network()) && is_plain(cidr.broadcast()) && cidr.prefix() >= 8
 }
 
 /// Neither unspecified, loopback, multicast, link-local nor broadcast.

@@ -108,12 +108,14 @@ pub enum Error {
     },
 
     /// A pool that was chosen is not there.
-    #[error("there is no pool {pool}, which {origin} names")]
+    #[error("there is no pool {pool}, which {origin} names; the pools are {}", known.join(", "))]
     NoPool {
         /// The pool.
         pool: String,
         /// What chose it.
         origin: String,
+        /// The pools that there are.
+        known: Vec<String>,
     },
 
     /// An object may be in a file that could not be read since the agent started.
@@ -128,6 +130,10 @@ pub enum Error {
     /// The manifests cannot be watched.
     #[error(transparent)]
     Cluster(#[from] podwire_cluster::Error),
+
+    /// Leases and records could not be read or written.
+    #[error("the agent's database")]
+    Records(#[source] podwire_ipam::durable::Error),
 
     /// The router address is a pod's.
     #[error("router address {address} is held by endpoint {holder}")]
@@ -177,6 +183,10 @@ pub enum Error {
     #[error("{0}")]
     Conflict(String),
 
+    /// Nobody may do that.
+    #[error("{0}")]
+    Denied(String),
+
     /// There is no such endpoint.
     #[error("there is no endpoint {0}")]
     NoEndpoint(EndpointId),
@@ -184,6 +194,15 @@ pub enum Error {
     /// A part of the agent has died; it has to be restarted.
     #[error("the agent's {0} has died")]
     Died(&'static str),
+}
+
+impl From<podwire_ipam::durable::Error> for Error {
+    fn from(error: podwire_ipam::durable::Error) -> Self {
+        match error {
+            podwire_ipam::durable::Error::Refused(refusal) => Self::Ipam(refusal),
+            error => Self::Records(error),
+        }
+    }
 }
 
 impl Error {
@@ -204,10 +223,13 @@ impl Error {
                 "stop the agent that has it, or give this one its own --state-dir".into()
             }
             Self::StoreDamaged { path, .. } => format!(
-                "stop the pods of this node, run `podwire cleanup`, or move {} away; endpoints that \
-                 it held are then removed",
+                "move {} away: endpoints and leases are then taken from the kernel",
                 path.display()
             ),
+            Self::Records(_) => {
+                "look at the disk of podwired's --state-dir; podwired goes on when it can be written"
+                    .into()
+            }
             Self::StoreOfAnotherNode { found, .. } => {
                 format!("start with --node-name {found}, or run `podwire cleanup` first")
             }
@@ -215,7 +237,7 @@ impl Error {
             Self::Unread { .. } => "`podwire status` says what is wrong with it".into(),
             Self::FolderRefused { .. } => "remove it, or choose another folder".into(),
             Self::Ipam(error) if error.is_exhausted() => {
-                "delete pods, or restart podwired with a larger or further --pod-cidr".into()
+                "delete pods, or add a CIDR: podwire ipam pool add-cidr".into()
             }
             _ => return None,
         })
@@ -233,7 +255,7 @@ impl Error {
             }
             Self::Unread { .. } => ErrorCode::NotReady,
             Self::Conflict(_) => ErrorCode::Conflict,
-            Self::LinkRefused { .. } => ErrorCode::Denied,
+            Self::LinkRefused { .. } | Self::Denied(_) => ErrorCode::Denied,
             Self::NoEndpoint(_) => ErrorCode::NotFound,
             _ => ErrorCode::Internal,
         };

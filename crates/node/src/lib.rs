@@ -10,9 +10,11 @@ mod folder;
 mod kernel;
 #[cfg(test)]
 mod memory;
+mod metrics;
 mod netfilter;
 mod node;
 mod notes;
+mod pools;
 mod problem;
 mod reconcile;
 mod restore;

@@ -90,7 +90,7 @@ mod tests {
         NetworkConfig::parse(object.to_string().as_bytes()).unwrap()
     }
 
-    fn wished(ips: &[&str], listed: Value, args: &str) -> Result<Vec<String>, String> {
+    fn wished(ips: &[&str], listed: &Value, args: &str) -> Result<Vec<String>, String> {
         let config = config(json!({
             "runtimeConfig": { "ips": ips }, "args": { "cni": { "ips": listed } },
         }));
@@ -101,11 +101,11 @@ mod tests {
 
     #[test]
     fn addresses_are_taken_from_all_places() {
-        assert_eq!(wished(&[], Value::Null, ""), Ok(vec![]));
+        assert_eq!(wished(&[], &Value::Null, ""), Ok(vec![]));
         // As podman does with two addresses.
-        let both = wished(&["10.1.0.5", "fd00::5"], Value::Null, "IP=10.1.0.5");
+        let both = wished(&["10.1.0.5", "fd00::5"], &Value::Null, "IP=10.1.0.5");
         assert_eq!(both.unwrap(), ["10.1.0.5", "fd00::5"]);
-        let each = wished(&["10.1.0.5/24"], json!(["fd00::5/64"]), "IgnoreUnknown=1");
+        let each = wished(&["10.1.0.5/24"], &json!(["fd00::5/64"]), "IgnoreUnknown=1");
         assert_eq!(each.unwrap(), ["10.1.0.5", "fd00::5"]);
     }
 
@@ -135,7 +135,7 @@ mod tests {
             (&[], json!("10.1.0.5"), "", "args.cni.ips \"10.1.0.5\" is no list of addresses"),
             (&[], Value::Null, "IP=here", "CNI_ARGS: IP=here is no address"),
         ] {
-            assert_eq!(wished(ips, listed, args).unwrap_err(), words);
+            assert_eq!(wished(ips, &listed, args).unwrap_err(), words);
         }
     }
 

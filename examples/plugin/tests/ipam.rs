@@ -142,6 +142,74 @@ fn pods_under_bridge() {
     }
 }
 
+/// What two pods are told and have in the end: addresses, routes, DNS, and the kernel's routes.
+fn outcome(main: &str, ipam: &Value, ipam_type: &str) -> Vec<Value> {
+    let host = Host::new().unwrap();
+    host.run(|| fs::write("/run/resolv.conf", "nameserver 192.0.2.53\nsearch a.example\n"))
+        .unwrap();
+    let mut config = json!({ "cniVersion": "1.0.0", "name": "podnet", "type": main });
+    if main == "bridge" {
+        (config["bridge"], config["isGateway"]) = ("cni0".into(), true.into());
+    }
+    config["ipam"] = ipam.clone();
+    config["ipam"]["type"] = ipam_type.into();
+    // Of the main plugin: ptp takes it for the result, with or without resolvConf.
+    config["dns"] = json!({ "nameservers": ["192.0.2.54"], "domain": "b.example" });
+    let network = network(&host, config);
+    let pods = add_pods(&host, &network, 2);
+    let outcomes = pods.iter().map(|Attached { pod, attachment, result }| {
+        network.check(attachment, result).unwrap();
+        let routes = ["-4", "-6"].map(|family| {
+            let output =
+                pod.command("ip").args([family, "route", "show", "proto", "boot"]).output();
+            String::from_utf8(output.unwrap().stdout).unwrap()
+        });
+        assert!(routes[0].contains("10.1.0.254 dev eth0"), "{main} {ipam}: {routes:?}");
+        json!([addresses(result), result["routes"], result["dns"], routes])
+    });
+    let outcomes = outcomes.collect();
+    for Attached { attachment, result, .. } in &pods {
+        network.del(attachment, Some(result)).unwrap();
+    }
+    outcomes
+}
+
+/// A configuration of host-local's, with nothing but the type changed.
+#[test]
+#[ignore = "needs root: makes network namespaces and interfaces"]
+fn pods_are_as_those_of_host_local() {
+    if !has_plugins() {
+        return;
+    }
+    let routes = json!([
+        { "dst": "0.0.0.0/0" }, { "dst": "192.168.0.0/16", "gw": "10.1.0.254" },
+        { "dst": "2001:db8::/32" }
+    ]);
+    let lists = json!({
+        "ranges": [
+            [
+                {
+                    "subnet": "10.1.0.0/24", "rangeStart": "10.1.0.20", "rangeEnd": "10.1.0.20",
+                    "gateway": "10.1.0.254"
+                },
+                { "subnet": "10.1.1.0/24", "gateway": "10.1.1.9" }
+            ],
+            [{ "subnet": "fd01::/64", "rangeStart": "fd01::10", "rangeEnd": "fd01::11" }]
+        ],
+        "routes": routes, "resolvConf": "/run/resolv.conf"
+    });
+    let old = json!({
+        "subnet": "10.1.0.0/24", "rangeStart": "10.1.0.20", "rangeEnd": "10.1.0.30",
+        "gateway": "10.1.0.254", "routes": [routes[0], routes[1]],
+    });
+    for main in ["ptp", "bridge"] {
+        for ipam in [&lists, &old] {
+            let [ours, theirs] = ["podwire-ipam", "host-local"].map(|of| outcome(main, ipam, of));
+            assert_eq!(ours, theirs, "{main} {ipam}");
+        }
+    }
+}
+
 #[test]
 #[ignore = "needs root: makes network namespaces and interfaces"]
 fn an_exhausted_pool_fails_the_add_and_leaves_nothing() {

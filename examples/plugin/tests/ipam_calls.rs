@@ -198,11 +198,33 @@ fn host_local_answers_the_same() {
         json!({ "ranges": [[{ "Subnet": "203.0.113.0/24", "rangestart": "203.0.113.9" }]] }),
         json!({ "subnet": "10.1.0.0/24", "ranges": [[{ "subnet": "fd00::/126" }]], "exotic": 1 }),
         json!({ "ranges": [[{ "subnet": "10.1.0.0/30" }, { "subnet": "10.2.0.0/30" }]] }),
+        // The old form and the list together are a set each; so are two sets of one family.
+        json!({
+            "subnet": "10.1.0.0/24", "rangeStart": "10.1.0.9", "rangeEnd": "10.1.0.10",
+            "gateway": "10.1.0.254", "ranges": [
+                [{ "subnet": "10.2.0.0/24", "gateway": "10.2.0.7", "rangeStart": "10.2.0.6" }],
+                [{ "subnet": "fd00::/120", "gateway": "fd00::fe", "rangeEnd": "fd00::4" }]
+            ]
+        }),
+        // A gateway within the range is passed over, one before it is no matter.
+        json!({ "subnet": "10.1.0.0/28", "rangeStart": "10.1.0.4", "gateway": "10.1.0.5" }),
+        json!({ "subnet": "10.1.0.0/28", "rangeStart": "10.1.0.4", "gateway": "10.1.0.2" }),
+        // Empty and null are as nothing, of every key.
+        json!({
+            "subnet": "10.1.0.0/24", "rangeStart": "", "rangeEnd": null, "gateway": "",
+            "ranges": [], "routes": [], "resolvConf": ""
+        }),
+        json!({ "subnet": "10.1.0.0/24", "dns": { "nameservers": ["192.0.2.9"] } }),
+        json!({ "subnet": "10.1.0.0/24", "resolvConf": resolv_conf.to_str(), "routes": null }),
     ];
     for ipam in granted {
         for version in ["0.3.1", "0.4.0", "1.0.0"] {
-            let ours = Ipam::ours(ipam.clone()).with("cniVersion", version.into());
-            let theirs = Ipam::new(HOST_LOCAL, ipam.clone()).with("cniVersion", version.into());
+            // For the main plugin: neither passes it on.
+            let dns = json!({ "nameservers": ["192.0.2.9"], "search": ["c"] });
+            let with =
+                |plugin: Ipam| plugin.with("cniVersion", version.into()).with("dns", dns.clone());
+            let ours = with(Ipam::ours(ipam.clone()));
+            let theirs = with(Ipam::new(HOST_LOCAL, ipam.clone()));
             for id in ["a", "b", "c", "d", "e"] {
                 let (mut ours, mut theirs) = match (ours.add(id), theirs.add(id)) {
                     (Ok(ours), Ok(theirs)) => (ours, theirs),

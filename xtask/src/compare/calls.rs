@@ -21,7 +21,7 @@ use crate::Result;
 
 /// Before each call that is measured, so that what the last one left to do is done: the kernel frees a
 /// link for 20 ms after podwire's DEL has returned.
-const PAUSE: Duration = Duration::from_millis(30);
+pub const PAUSE: Duration = Duration::from_millis(30);
 
 /// Pods that are deleted in one run of [`concurrent_deletes`].
 const BATCH: usize = 4 * AT_ONCE;
@@ -200,7 +200,7 @@ impl Nothing {
     }
 }
 
-fn milliseconds(time: Duration) -> f64 {
+pub fn milliseconds(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
 }
 

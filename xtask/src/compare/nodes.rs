@@ -22,7 +22,7 @@ use super::links;
 use crate::{Result, report};
 
 /// Where Debian has the reference plugins.
-const PEERS: &str = "/usr/lib/cni";
+pub const PEERS: &str = "/usr/lib/cni";
 
 /// Of every link.
 pub const MTU: u32 = 1500;
@@ -64,7 +64,7 @@ pub struct Site {
     /// On a disk, as `/var/lib` of a real node is: in a lab host that is memory, and who syncs what
     /// it writes would have that for nothing.
     state: TempDir,
-    nodes: AtomicUsize,
+    folders: AtomicUsize,
 }
 
 /// A node, and pods that stay on it.
@@ -101,7 +101,7 @@ impl Site {
     pub fn new(programs: &Path) -> Result<Self> {
         let state = tempfile::Builder::new().prefix("podwire-compare-").tempdir_in("/var/tmp");
         let state = state.map_err(|e| format!("make a folder for state in /var/tmp: {e}"))?;
-        Ok(Self { programs: programs.to_owned(), state, nodes: AtomicUsize::new(0) })
+        Ok(Self { programs: programs.to_owned(), state, folders: AtomicUsize::new(0) })
     }
 
     /// Starts one node of each kind, with two pods each that reach each other.
@@ -128,9 +128,7 @@ impl Site {
         let host = Host::new()?;
         // Those who route need it; ptp and bridge would set it with their first pod.
         set(&host, "net/ipv4/ip_forward")?;
-        let number = self.nodes.fetch_add(1, Ordering::Relaxed);
-        let state = self.state.path().join(format!("node{number}"));
-        fs::create_dir(&state).map_err(|e| format!("make {}: {e}", state.display()))?;
+        let state = self.folder()?;
         let cidrs = if families == Families::V4 { &CIDRS[..1] } else { &CIDRS[..] };
         let (agent, plugin) = match kind {
             Kind::Podwire => {
@@ -149,15 +147,28 @@ impl Site {
         Ok(Node { kind, host, agent, plugin, pods: Vec::new() })
     }
 
+    /// A new folder for the state of one side.
+    pub fn folder(&self) -> Result<PathBuf> {
+        let number = self.folders.fetch_add(1, Ordering::Relaxed);
+        let folder = self.state.path().join(format!("side{number}"));
+        fs::create_dir(&folder).map_err(|e| format!("make {}: {e}", folder.display()))?;
+        Ok(folder)
+    }
+
+    /// One of podwire's programs.
+    pub fn program(&self, name: &str) -> PathBuf {
+        self.programs.join(name)
+    }
+
     fn podwire(&self, host: &Host, state: &Path, cidrs: &[&str]) -> Result<(Agent, Cni)> {
         let mtu = MTU.to_string();
-        let spec = AgentSpec::new(host, self.programs.join("podwired"))
+        let spec = AgentSpec::new(host, self.program("podwired"))
             .args(["--node-name", "compare", "--mtu", &mtu])
             .arg("--state-dir")
             .arg(state);
         let agent = spec.args(cidrs.iter().flat_map(|cidr| ["--pod-cidr", cidr])).start()?;
         let config = json!({ "cniVersion": "1.0.0", "name": "compare", "type": "podwire-cni" });
-        Ok((agent, Cni::new(host, self.programs.join("podwire-cni"), config)))
+        Ok((agent, Cni::new(host, self.program("podwire-cni"), config)))
     }
 }
 

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use super::Allocator;
 use crate::pools::Spot;
 use crate::space::{Place, Refusal, Space};
-use crate::{Error, Family, Owner, PoolState, Request, Unusable};
+use crate::{Error, Family, PoolState, Request, Unusable};
 
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 
@@ -21,12 +21,9 @@ fn any(space: &Space) -> Option<Place> {
 }
 
 impl Allocator {
-    /// The addresses that `owner`, which has none, is to be granted, IPv4 first.
-    pub(super) fn choose(
-        &mut self,
-        owner: &Owner,
-        request: &Request,
-    ) -> Result<[Option<Spot>; 2], Error> {
+    /// The addresses that an owner which has none is to be granted, IPv4 first; one at least.
+    pub(super) fn choose(&mut self, request: &Request) -> Result<[Option<Spot>; 2], Error> {
+        self.check_name_is_idle(request)?;
         let lists = [self.pools_of(request, Family::V4)?, self.pools_of(request, Family::V6)?];
         let mut chosen = [None, None];
         let mut open = [false, false];
@@ -35,14 +32,16 @@ impl Allocator {
             chosen[at] = match request.explicit.of(family) {
                 Some(address) => Some(self.explicit(address, list, request)?),
                 None if wanted == Some(false) => None,
-                None => self.kept_for(owner, request, family, list)?,
+                None => self.kept_for(request, family, list),
             };
             let there_is = list.iter().any(|pool| !self.pools.at(*pool).space(family).is_empty());
             if chosen[at].is_none() && wanted == Some(true) && !there_is {
-                let pools = list.iter().map(|pool| self.pools.at(*pool).name.clone()).collect();
-                return Err(Error::NoFamily { pools, family });
+                return Err(self.no_family(list, family));
             }
             open[at] = chosen[at].is_none() && wanted != Some(false) && there_is;
+        }
+        if chosen == [None, None] && open == [false, false] {
+            return Err(self.no_family(&lists[0], Family::V4));
         }
         if open == [true, true] && request.is_paired() {
             let pair = self.pair(&lists[0], request, free);
@@ -141,28 +140,25 @@ impl Allocator {
         }
     }
 
-    /// The address that the sticky name of the request has, if it can be granted again.
-    fn kept_for(
-        &self,
-        owner: &Owner,
-        request: &Request,
-        family: Family,
-        list: &[usize],
-    ) -> Result<Option<Spot>, Error> {
-        let kept = request.sticky.as_ref().map(|name| self.stickies.addresses(name));
-        let Some(address) = kept.and_then(|addresses| addresses.of(family)) else {
-            return Ok(None);
-        };
-        if let Some(holder) = self.leases.holder(address)
-            && holder != owner
-        {
-            return Err(Error::Held { address, holder: holder.clone() });
+    /// A sticky name has one owner at a time, whatever else the request asks for.
+    fn check_name_is_idle(&self, request: &Request) -> Result<(), Error> {
+        let Some(name) = &request.sticky else { return Ok(()) };
+        for address in self.stickies.addresses(name).iter() {
+            if let Some(holder) = self.leases.holder(address) {
+                return Err(Error::Held { address, holder: holder.clone() });
+            }
         }
+        Ok(())
+    }
+
+    /// The address that the sticky name of the request has, if it can be granted again.
+    fn kept_for(&self, request: &Request, family: Family, list: &[usize]) -> Option<Spot> {
+        let address = self.stickies.addresses(request.sticky.as_ref()?).of(family)?;
         // In another pool now, or in a CIDR that is to become empty: it gets another address.
-        Ok(self.pools.locate(address).ok().filter(|spot| {
+        self.pools.locate(address).ok().filter(|spot| {
             let space = self.pools.at(spot.pool).space(family);
             list.contains(&spot.pool) && !space.is_drained(spot.place)
-        }))
+        })
     }
 
     /// Counts the pools of a list that were asked in vain before `found` had an address.
@@ -178,6 +174,11 @@ impl Allocator {
                 Family::V6 => pool.exhausted_v6 += 1,
             }
         }
+    }
+
+    fn no_family(&self, list: &[usize], family: Family) -> Error {
+        let pools = list.iter().map(|pool| self.pools.at(*pool).name.clone()).collect();
+        Error::NoFamily { pools, family }
     }
 
     fn exhausted_error(&self, list: &[usize], family: Family) -> Error {

@@ -1,5 +1,6 @@
 use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 
@@ -159,10 +160,23 @@ impl<S: Store> Ipam<S> {
     ///
     /// As [`Allocator::restore`]; [`Error::Store`].
     pub fn restore(&self, lease: &Lease) -> Result<Restored, Error> {
+        self.begin_restore(lease, Vec::new())?.wait()
+    }
+
+    /// Begins to hold a lease again.
+    ///
+    /// # Errors
+    ///
+    /// As [`restore`](Self::restore); what is `also` to be changed is not then.
+    pub fn begin_restore(
+        &self,
+        lease: &Lease,
+        also: Vec<Change>,
+    ) -> Result<Begun<Restored>, Error> {
         let mut state = self.state()?;
         let restored = state.allocator.restore(lease.clone())?;
         let touched = Touched::default().lease(lease);
-        self.begin_with(state, restored, touched, Time::default(), Vec::new()).wait()
+        Ok(self.begin_with(state, restored, touched, Time::default(), also))
     }
 
     /// Sets an address aside: [`Allocator::reserve`].
@@ -215,6 +229,20 @@ impl<S: Store> Ipam<S> {
     /// As [`Allocator::add_pool`]; [`Error::Store`].
     pub fn add_pool(&self, pool: &PoolConfig) -> Result<(), Error> {
         self.edit(|allocator| allocator.add_pool(pool), Vec::new())
+    }
+
+    /// Changes how long addresses of a pool rest, and leases wait: [`Allocator::set_times`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Allocator::set_times`]; [`Error::Store`].
+    pub fn set_times(
+        &self,
+        pool: &str,
+        cooldown: Duration,
+        pending_ttl: Duration,
+    ) -> Result<(), Error> {
+        self.edit(|allocator| allocator.set_times(pool, cooldown, pending_ttl), Vec::new())
     }
 
     /// Takes a pool away: [`Allocator::remove_pool`].
@@ -401,6 +429,11 @@ impl<T> Begun<T> {
     /// What it did, which is not certain yet.
     pub const fn peek(&self) -> &T {
         &self.value
+    }
+
+    /// The same, saying something else.
+    pub fn map<U>(self, say: impl FnOnce(T) -> U) -> Begun<U> {
+        Begun { value: say(self.value), ticket: self.ticket }
     }
 
     /// Waits until it is on the disk.
