@@ -1,5 +1,6 @@
 use std::error::Error;
 use std::fs::OpenOptions;
+use std::io::ErrorKind;
 use std::os::unix::fs::OpenOptionsExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -148,7 +149,13 @@ impl FileRegistry {
                 DatabaseError::DatabaseAlreadyOpen | DatabaseError::LockProtocolMismatch => {
                     FileRegistryError::Locked { path }
                 }
-                DatabaseError::Storage(StorageError::Io(source)) => {
+                // What is no database at all is invalid data, as redb has it.
+                DatabaseError::Storage(StorageError::Io(source))
+                    if !matches!(
+                        source.kind(),
+                        ErrorKind::InvalidData | ErrorKind::UnexpectedEof
+                    ) =>
+                {
                     FileRegistryError::Open { path, source }
                 }
                 source => FileRegistryError::Damaged { path, source: source.into() },
@@ -334,7 +341,7 @@ mod tests {
             let offset = usize::try_from(offset).unwrap();
             let seen = self.0.seen.lock().unwrap();
             let part = seen.get(offset..offset + out.len());
-            out.copy_from_slice(part.ok_or(io::ErrorKind::UnexpectedEof)?);
+            out.copy_from_slice(part.ok_or(ErrorKind::UnexpectedEof)?);
             Ok(())
         }
 
