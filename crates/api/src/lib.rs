@@ -67,3 +67,9 @@ pub fn pending_del_dir(run_dir: &Path) -> PathBuf {
 pub fn database_path(state_dir: &Path) -> PathBuf {
     state_dir.join("podwire.redb")
 }
+
+/// The agent's registry of blocks in a state folder.
+#[must_use]
+pub fn blocks_path(state_dir: &Path) -> PathBuf {
+    state_dir.join("blocks.redb")
+}

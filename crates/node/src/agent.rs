@@ -7,14 +7,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use podwire_api::{
-    AgentConfig, Endpoint, GcReply, GcRequest, Repair, Status, database_path, pending_del_dir,
-    socket_path,
+    AgentConfig, GcReply, GcRequest, Repair, Status, database_path, pending_del_dir, socket_path,
 };
 use podwire_cluster::{Directory, Source};
 use podwire_datapath::{Attach, Datapath as Programs, NodeSetup, Options};
 use tokio::net::UnixListener;
 use tokio::runtime::{Builder, Runtime};
 
+use crate::blocks::{self, Before};
 use crate::choice::Chooser;
 use crate::error::chain;
 use crate::kernel::{Gone, KernelDatapath, KernelLinks};
@@ -32,6 +32,9 @@ use crate::{
 
 /// How often leases that nobody used are looked for.
 const EXPIRY: Duration = Duration::from_secs(15);
+
+/// How often blocks are compared with what is asked for.
+const TICK: Duration = Duration::from_secs(1);
 
 /// How long nothing must have been asked for before many programs are attached for good.
 const PAUSE: Duration = Duration::from_secs(2);
@@ -97,9 +100,12 @@ impl Agent {
         folder::private(&notes)?;
         let socket = socket_path(&config.run_dir);
         folder::clear_socket(&socket)?;
-        let Opened { ipam, endpoints: recorded, options, mut repairs, is_rebuilt } =
-            store::open(&database_path(&config.state_dir), &config.node, &boot_id()?)?;
+        let opened = store::open(&database_path(&config.state_dir), &config.node, &boot_id()?)?;
+        let Opened { ipam, endpoints: recorded, options, cluster_pools, mut repairs, is_rebuilt } =
+            opened;
         repairs.extend(pools::arrange(&ipam, config, &options)?);
+        let before = Before { pools: &cluster_pools, is_rebuilt };
+        let blocks = blocks::arrange(&ipam, config, before, &mut repairs)?;
 
         let programs =
             Programs::open(&datapath_options(config)).map_err(|source| Error::Datapath {
@@ -135,7 +141,6 @@ impl Agent {
         let Restored { endpoints, repairs: more } = restore(config, &notes, recorded, &sides)?;
         pools::set_routers_aside(&ipam, routers)?;
         repairs.extend(more);
-        report(&endpoints, &repairs);
 
         let agent = AgentConfig {
             node: config.node_config()?,
@@ -148,7 +153,9 @@ impl Agent {
         };
         let routes = Arc::new(KernelRoutes { config: config.clone(), routers });
         let kernel = Kernel { datapath, links, routes };
-        let node = Node::new(config, chooser, ipam, endpoints, kernel)?;
+        let node = Node::new(config, chooser, ipam, endpoints, kernel)?.with_blocks(blocks);
+        repairs.extend(node.fill_blocks()?);
+        report(node.count(), &repairs);
         let listener = bind(&socket)?;
         let shared = Arc::new(Shared { node, config: agent, repairs });
         Ok(Self { shared, listener, socket, gone })
@@ -174,12 +181,14 @@ impl Agent {
         self.listener.set_nonblocking(true).map_err(failed("prepare"))?;
         let listener = UnixListener::from_std(self.listener).map_err(failed("listen on"))?;
         let expiry = tokio::spawn(expire(self.shared.clone()));
+        let ticking = tokio::spawn(tick(self.shared.clone()));
         let attaching = tokio::spawn(attach(self.shared.clone()));
         let watcher = tokio::spawn(watch::follow(self.shared.clone()));
         let teller = tokio::spawn(watch::tell(self.gone));
         tracing::info!(socket = %self.socket.display(), "ready");
         server::serve(listener, self.shared, stop).await;
         expiry.abort();
+        ticking.abort();
         attaching.abort();
         watcher.abort();
         teller.abort();
@@ -230,6 +239,7 @@ impl Shared {
             attach: *attach,
             problems: diagnose(&Facts {
                 source: self.node.source_problems(),
+                blocks: self.node.block_troubles(),
                 ..Facts::gather(node.router, &prefixes, self.node.count_by_link())
             }),
             repairs: self.repairs.clone(),
@@ -255,6 +265,17 @@ async fn expire(shared: Arc<Shared>) {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!(error = chain(&error), "expiring leases"),
             Err(error) => tracing::error!(%error, "expiring leases"),
+        }
+    }
+}
+
+async fn tick(shared: Arc<Shared>) {
+    while shared.node.has_blocks() {
+        tokio::time::sleep(TICK).await;
+        let working = shared.clone();
+        if let Err(error) = tokio::task::spawn_blocking(move || working.node.tick_blocks(&[])).await
+        {
+            tracing::error!(%error, "claiming and giving back blocks");
         }
     }
 }
@@ -328,11 +349,11 @@ fn bind(socket: &Path) -> Result<StdListener, Error> {
     Ok(listener)
 }
 
-fn report(endpoints: &[Endpoint], repairs: &[Repair]) {
+fn report(endpoints: usize, repairs: &[Repair]) {
     for Repair { object, found, done } in repairs {
         tracing::warn!(object, found, done, "repaired");
     }
-    tracing::info!(endpoints = endpoints.len(), repairs = repairs.len(), "restored");
+    tracing::info!(endpoints, repairs = repairs.len(), "restored");
 }
 
 /// An error as the log and the command line tell it: all reasons, then what to do.

@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use podwire_api::{
-    Client, Mark, ROUTE_PROTOCOL, ROUTER_HOST, ROUTER_NET, Timeouts, database_path,
+    Client, Mark, ROUTE_PROTOCOL, ROUTER_HOST, ROUTER_NET, Timeouts, blocks_path, database_path,
     pending_del_dir, socket_path,
 };
 use podwire_datapath::abi::map;
@@ -51,7 +51,7 @@ pub enum LeftoverKind {
     Rule,
     /// A pinned map or attachment.
     Pin,
-    /// The database.
+    /// The database, or the registry of blocks.
     State,
     /// A DEL that waits for an agent.
     Note,
@@ -161,6 +161,7 @@ pub fn leftovers(places: &Places) -> Result<Vec<Leftover>, Error> {
     }
     found.extend(existing(LeftoverKind::Socket, socket_path(&places.run_dir)));
     found.extend(existing(LeftoverKind::State, database_path(&places.state_dir)));
+    found.extend(existing(LeftoverKind::State, blocks_path(&places.state_dir)));
     for path in [&places.run_dir, &places.state_dir] {
         if path.is_dir() {
             found.push(folder(path.clone()));

@@ -6,8 +6,9 @@ use ipnetwork::IpNetwork;
 use podwire_api::{
     DEFAULT_BPFFS, DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, NodeConfig, NodeName, Router,
 };
+use podwire_ipam::blocks::ClusterPool;
 
-use crate::{Error, choice};
+use crate::{Error, choice, cluster_pool};
 
 /// What an agent runs with. [`Config::new`] gives defaults for everything but name and prefixes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,6 +26,8 @@ pub struct Config {
     pub route_mtu: Option<u32>,
     /// The pools of pods that nobody chose one for, in the order in which they are tried.
     pub default_pools: Vec<String>,
+    /// Pools that the nodes of a cluster share, of which this one claims blocks.
+    pub cluster_pools: Vec<ClusterPool>,
     /// A folder of Kubernetes manifests, from which the annotations of namespaces are learnt, and those
     /// of pods where the runtime does not pass them.
     pub manifests: Option<PathBuf>,
@@ -69,6 +72,7 @@ impl Config {
             mtu: None,
             route_mtu: None,
             default_pools: vec!["default".into()],
+            cluster_pools: Vec::new(),
             manifests: None,
             state_dir: DEFAULT_STATE_DIR.into(),
             run_dir: DEFAULT_RUN_DIR.into(),
@@ -161,7 +165,10 @@ impl Config {
                 return wrong("--pod-cidr", format!("{cidr} is no prefix for pods"));
             }
         }
-        self.routers()?;
+        let routers = self.routers()?;
+        if let Err(why) = cluster_pool::check(&self.cluster_pools, &self.pod_cidrs, routers) {
+            return wrong("--cluster-pool", why);
+        }
         let least = self.least_mtu();
         let (mtu, route_mtu) = (self.interface_mtu(), self.default_route_mtu());
         for (option, mtu) in [("--mtu", mtu), ("--route-mtu", route_mtu)] {
@@ -278,6 +285,10 @@ mod tests {
         assert_eq!(refused(|c| c.flows = 0), "--flows");
         assert_eq!(refused(|c| c.default_pools.clear()), "--default-pool");
         assert_eq!(refused(|c| c.default_pools.push("Blue".into())), "--default-pool");
+        let overlapping = |c: &mut Config| {
+            c.cluster_pools = vec![ClusterPool::new("blue", vec!["10.1.0.0/16".parse().unwrap()])];
+        };
+        assert_eq!(refused(overlapping), "--cluster-pool");
         assert_eq!(refused(|c| c.manifests = Some("m".into())), "--manifests");
         assert_eq!(refused(|c| c.run_dir = "run".into()), "--run-dir");
         let mut four = config(&["10.1.0.0/24"]);

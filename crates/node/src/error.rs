@@ -94,6 +94,15 @@ pub enum Error {
     #[error(transparent)]
     Ipam(#[from] podwire_ipam::Error),
 
+    /// No lease, because no block could be claimed that would have an address.
+    #[error("{source}{}{why}", if why.is_empty() { "" } else { ": " })]
+    NoBlock {
+        /// What the pools lack.
+        source: podwire_ipam::Error,
+        /// What keeps the node from claiming one.
+        why: String,
+    },
+
     /// What a pod or a namespace says of addresses cannot be done.
     #[error("{of}: annotation {key}: {}: {why}", choice::shown(value))]
     Annotation {
@@ -239,6 +248,9 @@ impl Error {
             Self::Ipam(error) if error.is_exhausted() => {
                 "delete pods, or add a CIDR: podwire ipam pool add-cidr".into()
             }
+            Self::NoBlock { .. } => {
+                "`podwire status` says what keeps podwired from claiming blocks, and what to do".into()
+            }
             _ => return None,
         })
     }
@@ -248,6 +260,7 @@ impl Error {
     pub fn body(&self) -> ErrorBody {
         let code = match self {
             Self::Ipam(error) if error.is_exhausted() => ErrorCode::Exhausted,
+            Self::NoBlock { .. } => ErrorCode::Exhausted,
             Self::Ipam(error) if error.is_conflict() => ErrorCode::Conflict,
             Self::Ipam(error) if error.is_not_found() => ErrorCode::NotFound,
             Self::Ipam(_) | Self::Invalid(_) | Self::Annotation { .. } | Self::NoPool { .. } => {

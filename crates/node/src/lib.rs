@@ -2,8 +2,10 @@
 #![forbid(unsafe_code)]
 
 mod agent;
+mod blocks;
 mod choice;
 mod cleanup;
+mod cluster_pool;
 mod config;
 mod error;
 mod folder;
@@ -28,8 +30,10 @@ mod worker;
 
 pub use agent::{Agent, explain, runtime};
 pub use cleanup::{Leftover, LeftoverKind, Places, leftovers};
+pub use cluster_pool::parse_cluster_pool;
 pub use config::{AttachChoice, Config};
 pub use error::Error;
+pub use podwire_ipam::blocks::ClusterPool;
 
 /// What fuzz targets reach beyond the public functions. No part of the API.
 #[cfg(fuzzing)]

@@ -1,3 +1,4 @@
+mod blocks;
 mod check;
 mod collect;
 mod follow;
@@ -17,6 +18,7 @@ use podwire_api::{
 use podwire_ipam::durable::{Begun, Change, Counts};
 use podwire_ipam::{Addresses, Allocator, Family, Owner, Request, Time};
 
+use crate::blocks::Blocks;
 use crate::choice::{Choice, Chooser, Pools};
 use crate::error::Source;
 use crate::reconcile::is_unfinished;
@@ -61,6 +63,7 @@ pub(crate) struct Node {
     cooldown: Duration,
     pending_ttl: Duration,
     default_pools: Vec<String>,
+    blocks: Option<Blocks>,
     /// A grace period costs the same for one endpoint as for all that wait.
     settle: Worker<(), Result<(), Arc<Source>>>,
 }
@@ -102,8 +105,14 @@ impl Node {
             cooldown: config.cooldown,
             pending_ttl: config.pending_ttl,
             default_pools: config.default_pools.clone(),
+            blocks: None,
             settle,
         })
+    }
+
+    /// The same with the pools that it shares with other nodes.
+    pub(crate) fn with_blocks(self, blocks: Option<Blocks>) -> Self {
+        Self { blocks, ..self }
     }
 
     pub(crate) fn uptime(&self) -> Duration {
@@ -123,19 +132,12 @@ impl Node {
             }
             None => owner(&request.id),
         };
-        let mut leased = self.ipam.allocate(&owner, &wanted, now());
-        if let Err(error) = &leased
-            && error.refusal().is_some_and(podwire_ipam::Error::is_exhausted)
-        {
-            // Perhaps there are leases that nobody used, and nobody has looked yet.
-            self.expire()?;
-            leased = self.ipam.allocate(&owner, &wanted, now());
-        }
-        let lease = leased.map_err(|error| match error.refusal() {
-            Some(podwire_ipam::Error::UnknownPool { pool, known }) => {
-                choice.no_pool(pool.clone(), known.clone())
+        let granted = self.grant(request, &choice, &owner, &wanted);
+        let lease = granted.map_err(|error| match error {
+            Error::Ipam(podwire_ipam::Error::UnknownPool { pool, known }) => {
+                choice.no_pool(pool, known)
             }
-            _ => error.into(),
+            error => error,
         })?;
         if let Some(network) = &request.network {
             self.asked().insert(request.id.clone(), network.clone());
@@ -282,6 +284,9 @@ impl Node {
         for lease in self.ipam.expire(now())? {
             let podwire_ipam::Lease { owner, addresses, .. } = lease;
             tracing::info!(%owner, %addresses, "lease expired unused");
+        }
+        if self.asked().is_empty() {
+            return Ok(());
         }
         let held: HashSet<Owner> =
             self.ipam.read(|all| all.leases().map(|lease| lease.owner.clone()).collect())?;

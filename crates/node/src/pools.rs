@@ -11,7 +11,7 @@ use crate::store::{self, PodCidrs, Records};
 use crate::{Config, Error};
 
 /// The pool of `--pod-cidr`.
-const DEFAULT: &str = "default";
+pub(crate) const DEFAULT: &str = "default";
 
 /// Brings the pool of the agent's options into being, or up to date. CIDRs that were added to it while
 /// an agent ran stay; those that the last start was given and this one is not are taken away, or drained
@@ -50,7 +50,8 @@ pub(crate) fn arrange(
     if options != *before {
         ipam.begin(store::put_pod_cidrs(&options))?.wait()?;
     }
-    for pool in &config.default_pools {
+    let is_shared = |name: &str| config.cluster_pools.iter().any(|pool| pool.name == name);
+    for pool in config.default_pools.iter().filter(|name| !is_shared(name)) {
         ipam.read(|allocator| allocator.config(pool).map(drop))?
             .map_err(|error| Error::Config { option: "--default-pool", why: error.to_string() })?;
     }

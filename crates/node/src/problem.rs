@@ -3,6 +3,7 @@ use podwire_api::{Effect, Problem, ROUTER_HOST, ROUTER_NET, Router};
 use podwire_netlink::{IfIndex, IfName, Netlink, RouteFilter, TableId};
 use podwire_netns::sysctl;
 
+use crate::blocks::Trouble;
 use crate::netfilter::{self, ChainFamily, ForwardChain};
 
 /// What decides whether the host stack carries pods' packets.
@@ -30,6 +31,8 @@ pub(crate) struct Facts {
     pub(crate) legacy_filter: bool,
     /// What is wrong with the manifests.
     pub(crate) source: Vec<podwire_cluster::Problem>,
+    /// What keeps the node from claiming and giving back blocks.
+    pub(crate) blocks: Vec<Trouble>,
 }
 
 impl Facts {
@@ -54,6 +57,7 @@ impl Facts {
             dropping: netfilter::dropping_chains().unwrap_or_default(),
             legacy_filter: netfilter::has_legacy_filter(),
             source: Vec::new(),
+            blocks: Vec::new(),
         }
     }
 }
@@ -165,6 +169,11 @@ pub(crate) fn diagnose(facts: &Facts) -> Vec<Problem> {
         let (why, fix) = of_source(problem);
         tell(Effect::Possible, problem.to_string(), why, fix);
     }
+    for Trouble { what, fix } in &facts.blocks {
+        let why =
+            "the blocks that the node has go on working; when they are full, pods are refused";
+        tell(Effect::Possible, what.clone(), why, fix.clone());
+    }
     problems
 }
 
@@ -266,6 +275,7 @@ mod tests {
             dropping: Vec::new(),
             legacy_filter: false,
             source: Vec::new(),
+            blocks: Vec::new(),
         }
     }
 
@@ -318,6 +328,8 @@ mod tests {
         let broken = podwire_cluster::Problem::Manifest { place, why: "kind is missing".into() };
         let facts = Facts { source: vec![broken], ..well() };
         one(facts, "/m/a.yaml:7: kind is missing", "put /m/a.yaml right");
+        let full = Trouble { what: "pool blue has no free block".into(), fix: "add a CIDR".into() };
+        one(Facts { blocks: vec![full], ..well() }, "pool blue", "add a CIDR");
         one(Facts { legacy_filter: true, ..well() }, "iptables-legacy", "iptables-legacy -S");
     }
 }

@@ -1,5 +1,6 @@
 //! What the agent keeps on disk: one file, with the tables of the addresses and its own.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -38,6 +39,8 @@ pub(crate) struct Opened {
     pub(crate) endpoints: Vec<Endpoint>,
     /// The prefixes that the last start was given.
     pub(crate) options: PodCidrs,
+    /// The pools that are made of blocks.
+    pub(crate) cluster_pools: BTreeSet<String>,
     /// What belonged to another boot and was dropped, and what else is worth telling.
     pub(crate) repairs: Vec<Repair>,
     /// Whether the file is new because the one before was damaged: the kernel knows what was in it.
@@ -99,6 +102,12 @@ pub(crate) fn put_pod_cidrs(options: &PodCidrs) -> Vec<Change> {
     ]
 }
 
+/// The change that records which pools are made of blocks.
+pub(crate) fn put_cluster_pools(names: &BTreeSet<String>) -> Change {
+    let list: Vec<&str> = names.iter().map(String::as_str).collect();
+    Change::put(NODE, "cluster-pools", list.join(","))
+}
+
 /// Whether a process has the file open, damaged or not.
 pub(crate) fn is_locked(path: &Path) -> Result<bool, Error> {
     match FileStore::open(path) {
@@ -156,6 +165,8 @@ fn open_whole(path: &Path, node: &NodeName, boot_id: &str) -> Result<Opened, Err
         list.split(',').filter_map(|cidr| cidr.parse().ok()).collect()
     };
     let options = PodCidrs { given: list("pod-cidrs"), given_up: list("given-up") };
+    let names = value("cluster-pools").unwrap_or_default().split(',');
+    let cluster_pools = names.filter(|name| !name.is_empty()).map(str::to_owned).collect();
     store.commit(&changes).map_err(of_file(path))?;
     let (ipam, Recovered { dropped, .. }) =
         Ipam::open(store, boot_id).map_err(|error| of_ipam(path, error))?;
@@ -163,7 +174,7 @@ fn open_whole(path: &Path, node: &NodeName, boot_id: &str) -> Result<Opened, Err
         let done = format!("dropped, {} free", lease.addresses);
         repairs.push(of_another_boot(format!("lease of {}", lease.owner), &done));
     }
-    Ok(Opened { ipam, endpoints, options, repairs, is_rebuilt: false })
+    Ok(Opened { ipam, endpoints, options, cluster_pools, repairs, is_rebuilt: false })
 }
 
 fn read_texts(
@@ -181,7 +192,7 @@ fn of_another_boot(object: String, done: &str) -> Repair {
 }
 
 /// Moves a damaged file to a name that says when, and that nothing has yet.
-fn set_aside(path: &Path) -> Result<PathBuf, Error> {
+pub(crate) fn set_aside(path: &Path) -> Result<PathBuf, Error> {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let aside = (0..)
         .map(|more: u64| {

@@ -12,7 +12,9 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnetwork::IpNetwork;
 use podwire_api::{DEFAULT_BPFFS, DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, NodeName};
-use podwire_node::{Agent, AttachChoice, Config, Error, explain, runtime};
+use podwire_node::{
+    Agent, AttachChoice, ClusterPool, Config, Error, explain, parse_cluster_pool, runtime,
+};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::filter::LevelFilter;
 
@@ -61,6 +63,13 @@ struct Options {
     /// are tried.
     #[arg(long, value_name = "NAME", value_delimiter = ',', default_value = "default")]
     default_pool: Vec<String>,
+    /// Pool that the nodes of a cluster share, and of which this one claims blocks of that prefix length
+    /// as it needs them, such as blue=10.64.0.0/12@26,fd64::/48@80. Repeatable.
+    #[arg(long = "cluster-pool", value_name = "NAME=CIDR@LENGTH[,..]", value_parser = parse_cluster_pool)]
+    cluster_pools: Vec<ClusterPool>,
+    /// Seconds that a block must have been empty, and one too many, before it is given back.
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    block_idle: u64,
     /// Seconds that a released address rests before it is given out again, unless no other is left.
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     cooldown: u64,
@@ -152,6 +161,10 @@ fn config(options: Options) -> Result<Config, String> {
     config.mtu = options.mtu;
     config.route_mtu = options.route_mtu;
     config.default_pools = options.default_pool;
+    config.cluster_pools = options.cluster_pools;
+    for pool in &mut config.cluster_pools {
+        pool.idle = Duration::from_secs(options.block_idle);
+    }
     config.manifests = options.manifests;
     config.cooldown = Duration::from_secs(options.cooldown);
     config.pending_ttl = Duration::from_secs(options.pending_ttl);
@@ -210,6 +223,9 @@ mod tests {
             "--mtu=1400",
             "--default-pool=blue,red",
             "--manifests=/m",
+            "--cluster-pool=blue=10.64.0.0/12@26,fd64::/48@80",
+            "--cluster-pool=red=10.8.0.0/16@28",
+            "--block-idle=9",
         ]);
         let config = config(cli.agent).unwrap();
         config.validate().unwrap();
@@ -217,6 +233,12 @@ mod tests {
         assert_eq!((config.attach, config.mtu), (AttachChoice::Tc, Some(1400)));
         assert_eq!(config.default_pools, ["blue", "red"]);
         assert_eq!(config.manifests, Some("/m".into()));
+        let [blue, red] = &config.cluster_pools[..] else { panic!("{config:?}") };
+        assert_eq!((blue.name.as_str(), blue.block_v4, blue.block_v6), ("blue", 26, 80));
+        assert_eq!((red.block_v4, red.idle), (28, Duration::from_secs(9)));
+        let refused = Cli::try_parse_from(["podwired", "--cluster-pool=blue=10.64.0.0/12"]);
+        let said = refused.unwrap_err().to_string();
+        assert!(said.contains("--cluster-pool") && said.contains("has no \"@\""), "{said}");
         assert!(Cli::try_parse_from(["podwired"]).is_err());
         assert!(Cli::try_parse_from(["podwired", "--pod-cidr=nonsense"]).is_err());
         assert!(Cli::try_parse_from(["podwired", "install-cni"]).is_ok());

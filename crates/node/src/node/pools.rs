@@ -37,6 +37,7 @@ impl Node {
         check_pools(&[name.to_owned()]).map_err(Error::Invalid)?;
         for &cidr in &request.cidrs {
             self.check_cidr(cidr)?;
+            self.check_no_blocks(cidr)?;
         }
         let mut pool = PoolConfig::new(name, request.cidrs.clone());
         pool.excluded.clone_from(&request.excluded);
@@ -54,6 +55,7 @@ impl Node {
 
     /// Takes a pool away of which nothing is held.
     pub(crate) fn delete_pool(&self, name: &str) -> Result<Removed, Error> {
+        self.check_editable(name)?;
         if self.default_pools.iter().any(|pool| pool == name) {
             return Err(Error::Conflict(format!(
                 "pool {name} serves pods that name none (podwired --default-pool)"
@@ -75,10 +77,12 @@ impl Node {
     /// Changes what a pool is made of.
     pub(crate) fn edit_pool(&self, name: &str, request: CidrRequest) -> Result<Pool, Error> {
         let CidrRequest { edit, cidr } = request;
+        self.check_editable(name)?;
         let _alone = self.editing();
         match edit {
             CidrEdit::Add => {
                 self.check_cidr(cidr)?;
+                self.check_no_blocks(cidr)?;
                 self.ipam.read(|allocator| allocator.clone().add_cidr(name, cidr))??;
                 self.lead_to_pods_and(&[cidr])?;
                 let added = self.ipam.add_cidr(name, cidr);
@@ -169,7 +173,7 @@ impl Node {
     }
 
     /// Lets the routes of the pools stand, and those of further prefixes.
-    fn lead_to_pods_and(&self, further: &[IpNetwork]) -> Result<(), Error> {
+    pub(super) fn lead_to_pods_and(&self, further: &[IpNetwork]) -> Result<(), Error> {
         let mut all = self.prefixes()?;
         all.extend(further.iter().filter(|cidr| !all.contains(cidr)).copied().collect::<Vec<_>>());
         self.routes.lead_to_pods(&all).map_err(|source| Error::Kernel {
@@ -179,7 +183,7 @@ impl Node {
         })
     }
 
-    fn undo_routes(&self, error: Error) -> Result<(), Error> {
+    pub(super) fn undo_routes(&self, error: Error) -> Result<(), Error> {
         if let Err(error) = self.lead_to_pods_and(&[]) {
             tracing::warn!(error = crate::error::chain(&error), "undoing a failed edit of a pool");
         }

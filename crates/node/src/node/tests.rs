@@ -1,3 +1,5 @@
+mod blocks;
+
 use std::thread;
 
 use podwire_api::{
@@ -12,6 +14,7 @@ use crate::memory::{MemoryDatapath, MemoryLinks, MemoryRoutes};
 const MAC: Mac = Mac([2, 0, 0, 0, 0, 1]);
 const HOST_MAC: Mac = Mac([2, 0, 0, 0, 0, 2]);
 
+#[derive(Debug)]
 struct Bench {
     node: Node,
     datapath: Arc<MemoryDatapath>,
