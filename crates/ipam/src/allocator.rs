@@ -128,11 +128,8 @@ impl Allocator {
             }
             addresses.replace(address);
         }
-        let lease = Lease {
-            owner: owner.clone(),
-            addresses,
-            state: LeaseState::Pending { expires },
-        };
+        let lease =
+            Lease { owner: owner.clone(), addresses, state: LeaseState::Pending { expires } };
         let slot = self.leases.insert(lease.clone());
         self.pending.insert((expires, slot));
         Ok(lease)
