@@ -1,5 +1,7 @@
 //! Several pools: overflow, edits while leases are held, addresses kept for a name.
 
+#![expect(clippy::unwrap_used, reason = "functions that tests share panic as tests do")]
+
 use std::net::IpAddr;
 use std::time::Duration;
 
