@@ -1,6 +1,9 @@
 //! `cargo xtask soak`: the runs that are too long for every day.
 
-use std::{process::ExitCode, time::Duration};
+use std::{
+    process::{Command, ExitCode},
+    time::Duration,
+};
 
 use clap::{Args, builder::PossibleValuesParser};
 use podwire_lab::BIN_DIR_VARIABLE;
@@ -28,12 +31,18 @@ const MOST_FACTOR: f64 = 1.3;
 /// Precedes the number in what the test `many` prints.
 const FACTOR: &str = ", factor ";
 
+/// The durable allocator does so many operations against its model, and is killed so often.
+const IPAM: [(&str, &str, &str); 2] = [
+    ("podwire-ipam::durable_model", "PODWIRE_MODEL_OPERATIONS", "1000000"),
+    ("podwire-ipam::durable_crash", "PODWIRE_CRASH_ROUNDS", "500"),
+];
+
 /// Whether it went well, and to its end.
 type Soak = fn() -> Result<bool>;
 
 /// What there is to soak, by name.
 const SOAKS: &[(&str, Soak)] =
-    &[("fuzz", fuzz_targets), ("fuzz-cni", cni_targets), ("many", many_calls)];
+    &[("fuzz", fuzz_targets), ("fuzz-cni", cni_targets), ("many", many_calls), ("ipam", ipam)];
 
 #[derive(Debug, Args)]
 pub struct Options {
@@ -125,6 +134,28 @@ fn many_calls() -> Result<bool> {
         } else {
             report::bad(&what);
             good = false;
+        }
+    }
+    Ok(good)
+}
+
+/// The tests of the durable allocator that do every day the same, only less of it.
+fn ipam() -> Result<bool> {
+    let metadata = cargo::Metadata::read()?;
+    let tests = cargo::build_tests(&metadata, &["podwire-ipam".to_owned()])?;
+    let mut good = true;
+    for (name, variable, number) in IPAM {
+        report::heading(&format!("{name}, {variable}={number}"));
+        let test = tests.iter().find(|test| test.name == name);
+        let test = test.ok_or_else(|| format!("there is no test {name}"))?;
+        let mut command = Command::new(&test.path);
+        command.arg("--nocapture").current_dir(&test.folder).env(variable, number);
+        let passed = command.status()?.success();
+        good &= passed;
+        if passed {
+            report::good(name);
+        } else {
+            report::bad(name);
         }
     }
     Ok(good)

@@ -1,3 +1,4 @@
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -8,8 +9,9 @@ use ureq::http::{Method, Request};
 use crate::name::push_segment;
 use crate::transport::{NoResolver, NotConnected, UnixConnector};
 use crate::{
-    AgentConfig, Endpoint, EndpointId, EndpointRequest, Error, ErrorBody, GcReply, GcRequest,
-    Inspection, Lease, LeaseReply, LeaseRequest, Removal, Removed, Status,
+    AgentConfig, CheckReply, CheckRequest, CidrRequest, Endpoint, EndpointId, EndpointRequest,
+    Error, ErrorBody, GcReply, GcRequest, Inspection, Lease, LeaseReply, LeaseRequest, Pool,
+    PoolRequest, Removal, Removed, Reservation, Status, Sticky,
 };
 
 /// How long a [`Client`] waits.
@@ -26,6 +28,8 @@ impl Default for Timeouts {
         Self { connect: Duration::from_secs(2), total: Duration::from_secs(20) }
     }
 }
+
+type Sent = Result<ureq::http::Response<ureq::Body>, ureq::Error>;
 
 /// A blocking client of the agent.
 ///
@@ -164,6 +168,117 @@ impl Client {
         self.call(&Method::GET, "/v1/leases")
     }
 
+    /// All pools, in the order in which they were made.
+    ///
+    /// # Errors
+    ///
+    /// When the agent does not answer.
+    pub fn pools(&self) -> Result<Vec<Pool>, Error> {
+        self.call(&Method::GET, "/v1/pools")
+    }
+
+    /// Makes a pool.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorCode::Conflict`](crate::ErrorCode::Conflict) when there is one of that name,
+    /// [`ErrorCode::Invalid`](crate::ErrorCode::Invalid) when a CIDR cannot be used, or overlaps another.
+    pub fn create_pool(&self, name: &str, request: &PoolRequest) -> Result<Pool, Error> {
+        self.send(&Method::PUT, &named("pools", name), request)
+    }
+
+    /// Takes a pool away of which nothing is held.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorCode::Conflict`](crate::ErrorCode::Conflict) when something is,
+    /// [`ErrorCode::NotFound`](crate::ErrorCode::NotFound) when there is none of that name.
+    pub fn delete_pool(&self, name: &str) -> Result<Removed, Error> {
+        let removal: Removal = self.call(&Method::DELETE, &named("pools", name))?;
+        Ok(removal.outcome)
+    }
+
+    /// Changes what a pool is made of, and gives the pool as it is then.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorCode::Conflict`](crate::ErrorCode::Conflict) when a CIDR to be removed is in use,
+    /// [`ErrorCode::NotFound`](crate::ErrorCode::NotFound) when pool or CIDR are not there,
+    /// [`ErrorCode::Invalid`](crate::ErrorCode::Invalid) when a CIDR cannot be used, or overlaps another.
+    pub fn edit_pool(&self, name: &str, request: &CidrRequest) -> Result<Pool, Error> {
+        self.send(&Method::POST, &format!("{}/cidrs", named("pools", name)), request)
+    }
+
+    /// The addresses that are leased to nobody.
+    ///
+    /// # Errors
+    ///
+    /// When the agent does not answer.
+    pub fn reservations(&self) -> Result<Vec<Reservation>, Error> {
+        self.call(&Method::GET, "/v1/reservations")
+    }
+
+    /// Sets an address aside.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorCode::Conflict`](crate::ErrorCode::Conflict) when somebody has it,
+    /// [`ErrorCode::Invalid`](crate::ErrorCode::Invalid) when no pool does.
+    pub fn reserve(&self, reservation: &Reservation) -> Result<Reservation, Error> {
+        self.send(&Method::POST, "/v1/reservations", reservation)
+    }
+
+    /// Lifts a reservation.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorCode::Denied`](crate::ErrorCode::Denied) for the router's.
+    pub fn unreserve(&self, address: IpAddr) -> Result<Removed, Error> {
+        let path = named("reservations", &address.to_string());
+        let removal: Removal = self.call(&Method::DELETE, &path)?;
+        Ok(removal.outcome)
+    }
+
+    /// The sticky names and their addresses, sorted by name.
+    ///
+    /// # Errors
+    ///
+    /// When the agent does not answer.
+    pub fn stickies(&self) -> Result<Vec<Sticky>, Error> {
+        self.call(&Method::GET, "/v1/sticky")
+    }
+
+    /// Keeps the addresses of a name for it no longer. Its lease, if it has one, stays.
+    ///
+    /// # Errors
+    ///
+    /// A name that has none is no error.
+    pub fn forget(&self, name: &str) -> Result<Removed, Error> {
+        let removal: Removal = self.call(&Method::DELETE, &named("sticky", name))?;
+        Ok(removal.outcome)
+    }
+
+    /// Compares leases, endpoints and kernel.
+    ///
+    /// # Errors
+    ///
+    /// When the agent cannot look; what it could not repair is in the answer.
+    pub fn check(&self, request: CheckRequest) -> Result<CheckReply, Error> {
+        self.send(&Method::POST, "/v1/ipam/check", &request)
+    }
+
+    /// The agent's metrics, in the text format that Prometheus servers read.
+    ///
+    /// # Errors
+    ///
+    /// When the agent does not answer.
+    pub fn metrics(&self) -> Result<String, Error> {
+        let (method, path) = (&Method::GET, "/metrics");
+        let request = self.request(method, path).body(());
+        let body = self.body(method, path, request.map(|request| self.agent.run(request)))?;
+        Ok(String::from_utf8_lossy(&body).into_owned())
+    }
+
     /// How the node is.
     ///
     /// # Errors
@@ -209,19 +324,34 @@ impl Client {
         &self,
         method: &Method,
         path: &str,
-        answer: Result<Result<ureq::http::Response<ureq::Body>, ureq::Error>, ureq::http::Error>,
+        answer: Result<Sent, ureq::http::Error>,
     ) -> Result<T, Error> {
+        let body = self.body(method, path, answer)?;
+        serde_json::from_slice(&body).map_err(|source| Error::Malformed {
+            request: format!("{method} {path}"),
+            status: 200,
+            source,
+        })
+    }
+
+    /// The body of an answer that is a success.
+    fn body(
+        &self,
+        method: &Method,
+        path: &str,
+        answer: Result<Sent, ureq::http::Error>,
+    ) -> Result<Vec<u8>, Error> {
         let described = || format!("{method} {path}");
         let failed = |error: ureq::Error| self.failure(described(), error);
         let mut answer = answer.map_err(ureq::Error::Http).and_then(|sent| sent).map_err(failed)?;
         let status = answer.status();
         let limit = 64 << 20;
         let body = answer.body_mut().with_config().limit(limit).read_to_vec().map_err(failed)?;
+        if status.is_success() {
+            return Ok(body);
+        }
         let malformed =
             |source| Error::Malformed { request: described(), status: status.as_u16(), source };
-        if status.is_success() {
-            return serde_json::from_slice(&body).map_err(malformed);
-        }
         let body: ErrorBody = serde_json::from_slice(&body).map_err(malformed)?;
         Err(Error::Refused { status: status.as_u16(), body })
     }
@@ -237,6 +367,14 @@ impl Client {
             error => Error::NoAnswer { request, source: error.into() },
         }
     }
+}
+
+fn named(collection: &str, name: &str) -> String {
+    let mut path = String::with_capacity(64);
+    path.push_str("/v1");
+    push_segment(&mut path, collection);
+    push_segment(&mut path, name);
+    path
 }
 
 fn path(collection: &str, id: &EndpointId) -> String {

@@ -3,6 +3,7 @@
 
 mod client;
 mod error;
+mod ipam;
 mod mac;
 mod message;
 mod name;
@@ -12,12 +13,15 @@ use std::path::{Path, PathBuf};
 
 pub use client::{Client, Timeouts};
 pub use error::{Error, ErrorBody, ErrorCode};
+pub use ipam::{
+    CheckReply, CheckRequest, CidrEdit, CidrRequest, CidrUsage, Disagreement, Lease, LeaseState,
+    OnDisagreement, Outcome, Pool, PoolRequest, Reservation, Sticky,
+};
 pub use mac::Mac;
 pub use message::{
     AgentConfig, AttachMode, Delivery, Difference, Disciplines, Effect, Endpoint, EndpointRequest,
-    GcReply, GcRequest, Inspection, Interface, Lease, LeaseReply, LeaseRequest, LeaseState,
-    NodeConfig, OtherFamilies, PodRef, PoolUsage, Problem, Removal, Removed, Repair, Router,
-    Status,
+    GcReply, GcRequest, Inspection, Interface, LeaseReply, LeaseRequest, NodeConfig, OtherFamilies,
+    PodRef, Problem, Removal, Removed, Repair, Router, Status,
 };
 pub use name::{ContainerId, EndpointId, InterfaceName, Mark, NameError, NodeName, host_link_name};
 
@@ -38,6 +42,9 @@ pub const DEFAULT_RUN_DIR: &str = "/run/podwire";
 
 /// Where the pinned maps and links are, unless `--bpffs` says otherwise.
 pub const DEFAULT_BPFFS: &str = "/sys/fs/bpf/podwire";
+
+/// How the annotations of pods and namespaces begin that podwire reads.
+pub const ANNOTATION_PREFIX: &str = "podwire.io/";
 
 /// The largest request body the agent reads, in bytes.
 pub const MAX_BODY: usize = 1 << 20;

@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
@@ -5,7 +6,7 @@ use std::path::PathBuf;
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
-use crate::{EndpointId, Mac, NodeName};
+use crate::{EndpointId, Mac, NodeName, Pool};
 
 /// The Kubernetes pod an endpoint belongs to, as the runtime named it. Kept for display only.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -40,13 +41,24 @@ pub struct LeaseRequest {
     /// What becomes of a family that none of `addresses` is of.
     #[serde(default, skip_serializing_if = "is_default")]
     pub others: OtherFamilies,
+    /// The pod's annotations that begin with [`ANNOTATION_PREFIX`](crate::ANNOTATION_PREFIX), as the
+    /// runtime passed them. Others are none of the agent's business.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub annotations: BTreeMap<String, String>,
 }
 
 impl LeaseRequest {
     /// Asks for an address of every family that the node has.
     #[must_use]
     pub const fn new(id: EndpointId) -> Self {
-        Self { id, pod: None, network: None, addresses: Vec::new(), others: OtherFamilies::Lease }
+        Self {
+            id,
+            pod: None,
+            network: None,
+            addresses: Vec::new(),
+            others: OtherFamilies::Lease,
+            annotations: BTreeMap::new(),
+        }
     }
 }
 
@@ -262,29 +274,6 @@ impl fmt::Display for Difference {
     }
 }
 
-/// `GET /v1/leases`: one lease.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Lease {
-    /// Whose.
-    #[serde(flatten)]
-    pub id: EndpointId,
-    /// At most one address per family.
-    pub addresses: Vec<IpAddr>,
-    /// Pending or confirmed.
-    pub state: LeaseState,
-}
-
-/// Whether an endpoint stands behind a lease.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-#[non_exhaustive]
-pub enum LeaseState {
-    /// Asked for, no endpoint yet; expires by itself.
-    Pending,
-    /// Belongs to an endpoint.
-    Confirmed,
-}
-
 /// `GET /v1/status`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
@@ -301,30 +290,15 @@ pub struct Status {
     /// How many endpoints the node has room for.
     pub slots: u32,
     /// The pools and how full they are.
-    pub pools: Vec<PoolUsage>,
+    pub pools: Vec<Pool>,
+    /// The pools of pods that name none, in order.
+    pub default_pools: Vec<String>,
     /// How programs are attached.
     pub attach: AttachMode,
     /// What keeps traffic from working, or will.
     pub problems: Vec<Problem>,
     /// What the agent repaired when it started.
     pub repairs: Vec<Repair>,
-}
-
-/// How full one CIDR of a pool is. Counts stop at 2^64-1.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PoolUsage {
-    /// The prefix.
-    pub cidr: IpNetwork,
-    /// Addresses that can be leased at all.
-    pub size: u64,
-    /// Addresses of endpoints.
-    pub used: u64,
-    /// Addresses of pending leases.
-    pub pending: u64,
-    /// Released addresses that rest before they are given out again.
-    pub cooling: u64,
-    /// Addresses set aside, the router's among them.
-    pub reserved: u64,
 }
 
 /// How programs are attached to links.
@@ -410,6 +384,14 @@ mod tests {
     fn lease_messages_look_as_documented() {
         let request = LeaseRequest::new(id());
         let value = json!({"container_id": "c1", "ifname": "eth0"});
+        assert_eq!(serde_json::to_value(&request).unwrap(), value);
+        assert_eq!(serde_json::from_value::<LeaseRequest>(value).unwrap(), request);
+
+        let annotations = BTreeMap::from([("podwire.io/pool".to_owned(), "blue".to_owned())]);
+        let request = LeaseRequest { annotations, ..request };
+        let value = json!({
+            "container_id": "c1", "ifname": "eth0", "annotations": {"podwire.io/pool": "blue"},
+        });
         assert_eq!(serde_json::to_value(&request).unwrap(), value);
         assert_eq!(serde_json::from_value::<LeaseRequest>(value).unwrap(), request);
 

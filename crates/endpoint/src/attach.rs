@@ -1,5 +1,7 @@
 //! A pod becomes an endpoint.
 
+use std::collections::BTreeMap;
+
 use podwire_api::{
     Client, Disciplines, Endpoint, EndpointId, EndpointRequest, Interface, LeaseReply,
     LeaseRequest, Mac, OtherFamilies, PodRef,
@@ -25,6 +27,8 @@ pub struct Attachment {
     pub addresses: Vec<std::net::IpAddr>,
     /// What becomes of a family that none of `addresses` is of.
     pub others: OtherFamilies,
+    /// The pod's annotations that the agent chooses its addresses by.
+    pub annotations: BTreeMap<String, String>,
     /// The MAC that its interface must have; otherwise one that follows from the id.
     pub mac: Option<MacAddr>,
     /// Whether somebody else needs the host link's queueing disciplines.
@@ -41,6 +45,7 @@ impl Attachment {
             pod: None,
             addresses: Vec::new(),
             others: OtherFamilies::Lease,
+            annotations: BTreeMap::new(),
             mac: None,
             disciplines: Disciplines::Free,
         }
@@ -82,6 +87,7 @@ pub fn attach(agent: &Client, netns: &Netns, attachment: &Attachment) -> Result<
         network: attachment.network.clone(),
         addresses: attachment.addresses.clone(),
         others: attachment.others,
+        annotations: attachment.annotations.clone(),
     });
     let lease = leased.inspect_err(|error| {
         if matches!(

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use crate::leases::{Leases, Slot};
 use crate::pools::{Pools, Spot};
 use crate::space::{Count, Refusal};
-use crate::sticky::Stickies;
+use crate::sticky::{Binding, Stickies};
 use crate::{
     Addresses, Error, Family, Lease, LeaseState, Owner, PoolConfig, PoolUsage, Request, Time,
 };
@@ -185,6 +185,12 @@ impl Allocator {
         self.pending.first().map(|(expires, _)| *expires)
     }
 
+    /// The leases that [`expire`](Self::expire) would take back.
+    pub(crate) fn due(&self, now: Time) -> impl Iterator<Item = &Lease> {
+        let due = self.pending.iter().take_while(move |(expires, _)| *expires <= now);
+        due.filter_map(|(_, slot)| self.leases.at(*slot))
+    }
+
     /// Sets an address of a pool aside, `why` says for what. Doing so twice for the same reason is no
     /// error; an address that is never granted anyway can be reserved as well.
     ///
@@ -270,6 +276,12 @@ impl Allocator {
         self.reserved.iter().map(|(address, why)| (*address, why.as_str()))
     }
 
+    /// Why `address` is reserved, if it is.
+    #[must_use]
+    pub fn reservation(&self, address: IpAddr) -> Option<&str> {
+        self.reserved.get(&address).map(String::as_str)
+    }
+
     /// Whether `address` is in a CIDR of a pool, grantable or not.
     #[must_use]
     pub fn contains(&self, address: IpAddr) -> bool {
@@ -290,6 +302,22 @@ impl Allocator {
     /// the oldest release first.
     pub fn cooling(&self) -> impl Iterator<Item = (IpAddr, Time)> {
         self.pools.iter().flat_map(|pool| pool.v4.cooling().chain(pool.v6.cooling()))
+    }
+
+    /// When the cool-down of `address` ends, if it is in it.
+    pub(crate) fn cooling_until(&self, address: IpAddr) -> Option<Time> {
+        let spot = self.pools.locate(address).ok()?;
+        self.pools.at(spot.pool).space(spot.family).cooling_until(spot.place)
+    }
+
+    /// The sticky name that `address` belongs to.
+    pub(crate) fn sticky_name(&self, address: IpAddr) -> Option<&str> {
+        self.stickies.name(address).map(|name| &**name)
+    }
+
+    /// What a sticky name has, and whether it keeps that.
+    pub(crate) fn binding(&self, name: &str) -> Option<Binding> {
+        self.stickies.binding(name)
     }
 
     /// How full the pools are. An address counts as cooling until a call has noticed that its

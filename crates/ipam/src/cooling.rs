@@ -40,6 +40,12 @@ impl Cooling {
         self.queue.values().copied()
     }
 
+    /// The moment from which nobody remembers an address, if it is one of these.
+    pub(crate) fn until(&self, address: u128) -> Option<Time> {
+        let number = self.numbers.get(&address)?;
+        self.queue.get(number).map(|(_, until)| *until)
+    }
+
     pub(crate) fn contains(&self, address: u128) -> bool {
         self.numbers.contains_key(&address)
     }

@@ -37,14 +37,24 @@
 //! # What it does not
 //!
 //! The [`Allocator`] stores nothing, has no clock and starts no thread: the caller passes the time
-//! and keeps what must survive. It configures no interface. It needs no privileges and no
-//! particular kernel.
+//! and keeps what must survive, or takes [`durable::Ipam`]. It configures no interface. It needs no
+//! privileges and no particular kernel.
+//!
+//! # For an agent that lives on
+//!
+//! [`durable::Ipam`] is the allocator with a store under it: every change is on the disk before it is
+//! acknowledged, and callers that come together share one sync. [`durable`] says what is promised.
 //!
 //! # For a process that grants one address and ends
 //!
 //! [`store`] has the leases in a table, of which a grant reads a handful of entries however many
 //! there are; with the feature `file`, a table in a file that processes take turns at. There the
 //! addresses come from a [`Plan`], `host-local`'s sets of ranges.
+//!
+//! # For the nodes of a cluster
+//!
+//! [`blocks`] lets each node work on blocks of pools that all nodes share: it decides when to claim
+//! the next block and when to give one back, over any store that can compare and swap.
 //!
 //! # Coming from elsewhere
 //!
@@ -55,7 +65,9 @@
 #![forbid(unsafe_code)]
 
 mod allocator;
+pub mod blocks;
 mod cooling;
+pub mod durable;
 mod error;
 mod lease;
 mod leases;

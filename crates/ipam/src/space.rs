@@ -266,6 +266,10 @@ impl Space {
         self.cooling.contains(place.value)
     }
 
+    pub(crate) fn cooling_until(&self, place: Place) -> Option<Time> {
+        self.cooling.until(place.value)
+    }
+
     pub(crate) fn is_drained(&self, place: Place) -> bool {
         self.cidrs[place.cidr].drained
     }

@@ -12,16 +12,20 @@ pub(crate) struct Stickies {
 }
 
 #[derive(Clone, Copy, Debug, Default)]
-struct Binding {
-    addresses: Addresses,
+pub(crate) struct Binding {
+    pub(crate) addresses: Addresses,
     /// Whether a lease of it was ever confirmed. Until then it goes with its lease.
-    firm: bool,
+    pub(crate) firm: bool,
 }
 
 impl Stickies {
     /// The addresses of a name.
     pub(crate) fn addresses(&self, name: &str) -> Addresses {
         self.by_name.get(name).map(|binding| binding.addresses).unwrap_or_default()
+    }
+
+    pub(crate) fn binding(&self, name: &str) -> Option<Binding> {
+        self.by_name.get(name).copied()
     }
 
     /// The name that an address belongs to.

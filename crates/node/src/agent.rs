@@ -10,19 +10,25 @@ use podwire_api::{
     AgentConfig, Endpoint, GcReply, GcRequest, Repair, Status, database_path, pending_del_dir,
     socket_path,
 };
+use podwire_cluster::{Directory, Source};
 use podwire_datapath::{Attach, Datapath as Programs, NodeSetup, Options};
-use podwire_ipam::{Allocator, PoolConfig};
 use tokio::net::UnixListener;
 use tokio::runtime::{Builder, Runtime};
 
+use crate::choice::Chooser;
 use crate::error::chain;
 use crate::kernel::{Gone, KernelDatapath, KernelLinks};
-use crate::node::Node;
+use crate::metrics::Measured;
+use crate::node::pools::prefixes;
+use crate::node::{Kernel, Node};
 use crate::problem::{Facts, diagnose};
-use crate::restore::{Restored, restore};
+use crate::restore::{Restored, Sides, restore};
+use crate::router::KernelRoutes;
 use crate::seam::{Datapath, Links};
-use crate::store::Store;
-use crate::{AttachChoice, Config, Error, folder, notes, router, server, watch};
+use crate::store::Opened;
+use crate::{
+    AttachChoice, Config, Error, folder, metrics, notes, pools, router, server, store, watch,
+};
 
 /// How often leases that nobody used are looked for.
 const EXPIRY: Duration = Duration::from_secs(15);
@@ -83,7 +89,7 @@ impl Agent {
         let config = &with_mtu(config)?;
         config.validate()?;
         let routers = config.routers()?;
-        let mut allocator = allocator(config)?;
+        let chooser = chooser(config)?;
 
         folder::private(&config.run_dir)?;
         folder::private(&config.state_dir)?;
@@ -91,14 +97,17 @@ impl Agent {
         folder::private(&notes)?;
         let socket = socket_path(&config.run_dir);
         folder::clear_socket(&socket)?;
-        let opened = Store::open(&database_path(&config.state_dir), &config.node, &boot_id()?)?;
+        let Opened { ipam, endpoints: recorded, options, mut repairs, is_rebuilt } =
+            store::open(&database_path(&config.state_dir), &config.node, &boot_id()?)?;
+        repairs.extend(pools::arrange(&ipam, config, &options)?);
 
-        let programs = Programs::open(&options(config)).map_err(|source| Error::Datapath {
-            operation: "open",
-            object: format!("the datapath at {}", config.bpffs.display()),
-            source: source.into(),
-        })?;
-        let pair = router::set_up(config, routers)?;
+        let programs =
+            Programs::open(&datapath_options(config)).map_err(|source| Error::Datapath {
+                operation: "open",
+                object: format!("the datapath at {}", config.bpffs.display()),
+                source: source.into(),
+            })?;
+        let pair = router::set_up(config, routers, &ipam.read(prefixes)?)?;
         let setup = NodeSetup {
             router_ipv4: routers.v4,
             router_ipv6: routers.v6,
@@ -121,17 +130,11 @@ impl Agent {
         let gone = links.gone();
         let links: Arc<dyn Links> = Arc::new(links);
 
-        let Restored { endpoints, repairs } = restore(
-            config,
-            &notes,
-            &opened.records,
-            &opened.store,
-            &mut allocator,
-            &*datapath,
-            &*links,
-        )?;
-        reserve(&mut allocator, routers)?;
-        let repairs: Vec<Repair> = opened.repairs.into_iter().chain(repairs).collect();
+        let sides = Sides { ipam: &ipam, datapath: &*datapath, links: &*links };
+        let recorded = (!is_rebuilt).then_some(&*recorded);
+        let Restored { endpoints, repairs: more } = restore(config, &notes, recorded, &sides)?;
+        pools::set_routers_aside(&ipam, routers)?;
+        repairs.extend(more);
         report(&endpoints, &repairs);
 
         let agent = AgentConfig {
@@ -143,8 +146,9 @@ impl Agent {
             run_dir: config.run_dir.clone(),
             bpffs: config.bpffs.clone(),
         };
-        let node =
-            Node::new(agent.node.clone(), allocator, endpoints, opened.store, datapath, links)?;
+        let routes = Arc::new(KernelRoutes { config: config.clone(), routers });
+        let kernel = Kernel { datapath, links, routes };
+        let node = Node::new(config, chooser, ipam, endpoints, kernel)?;
         let listener = bind(&socket)?;
         let shared = Arc::new(Shared { node, config: agent, repairs });
         Ok(Self { shared, listener, socket, gone })
@@ -211,27 +215,47 @@ impl Shared {
     }
 
     /// The node's state of health. It blocks: it looks at sysctls, routes and firewall.
-    pub(crate) fn status(&self) -> Status {
-        let AgentConfig { node, pod_cidrs, attach, slots, .. } = &self.config;
-        Status {
+    pub(crate) fn status(&self) -> Result<Status, Error> {
+        let AgentConfig { node, attach, slots, .. } = &self.config;
+        let prefixes = self.node.prefixes()?;
+        Ok(Status {
             node: node.name.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             uptime: self.node.uptime().as_secs(),
             endpoints: self.node.count() as u64,
             slots: *slots,
-            pools: self.node.pools(),
+            pools: self.node.pools()?,
+            default_pools: self.node.default_pools().to_vec(),
             attach: *attach,
-            problems: diagnose(&Facts::gather(node.router, pod_cidrs, self.node.count_by_link())),
+            problems: diagnose(&Facts {
+                source: self.node.source_problems(),
+                ..Facts::gather(node.router, &prefixes, self.node.count_by_link())
+            }),
             repairs: self.repairs.clone(),
-        }
+        })
+    }
+
+    /// The metrics, as a Prometheus server reads them.
+    pub(crate) fn metrics(&self) -> Result<String, Error> {
+        let measured = Measured {
+            pools: self.node.pools()?,
+            endpoints: self.node.count() as u64,
+            counts: self.node.counts(),
+        };
+        metrics::text(measured).map_err(|error| Error::Invalid(error.to_string()))
     }
 }
 
 async fn expire(shared: Arc<Shared>) {
     loop {
         tokio::time::sleep(EXPIRY).await;
-        shared.node.expire();
+        let working = shared.clone();
+        match tokio::task::spawn_blocking(move || working.node.expire()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(error = chain(&error), "expiring leases"),
+            Err(error) => tracing::error!(%error, "expiring leases"),
+        }
     }
 }
 
@@ -262,31 +286,21 @@ fn with_mtu(config: &Config) -> Result<Config, Error> {
     Ok(config)
 }
 
-fn allocator(config: &Config) -> Result<Allocator, Error> {
-    let mut pool = PoolConfig::new("default", config.pod_cidrs.clone());
-    pool.cooldown = config.cooldown;
-    pool.pending_ttl = config.pending_ttl;
-    Allocator::new(&pool)
-        .map_err(|error| Error::Config { option: "--pod-cidr", why: error.to_string() })
-}
-
-/// After the endpoints have their addresses back, so that a gateway which a pod has is an error
-/// that names the pod and not the loss of the pod.
-fn reserve(allocator: &mut Allocator, routers: podwire_api::Router) -> Result<(), Error> {
-    let addresses = routers.v4.map(Into::into).into_iter().chain(routers.v6.map(Into::into));
-    for address in addresses {
-        match allocator.reserve(address, "router") {
-            Ok(()) | Err(podwire_ipam::Error::OutsidePool { .. }) => {}
-            Err(podwire_ipam::Error::Held { address, holder }) => {
-                return Err(Error::RouterTaken { address, holder: holder.to_string() });
-            }
-            Err(error) => return Err(error.into()),
+fn chooser(config: &Config) -> Result<Chooser, Error> {
+    let source = match &config.manifests {
+        Some(folder) => Some(Directory::watch(folder)?),
+        None => None,
+    };
+    let source = source.map(|directory| {
+        for problem in directory.snapshot().problems() {
+            tracing::warn!(%problem, "manifests");
         }
-    }
-    Ok(())
+        Arc::new(directory) as Arc<dyn Source>
+    });
+    Ok(Chooser::new(config.default_pools.clone(), source))
 }
 
-fn options(config: &Config) -> Options {
+fn datapath_options(config: &Config) -> Options {
     let attach = match config.attach {
         AttachChoice::Auto => Attach::Auto,
         AttachChoice::Tcx => Attach::Tcx,

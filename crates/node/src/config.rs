@@ -7,7 +7,7 @@ use podwire_api::{
     DEFAULT_BPFFS, DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, NodeConfig, NodeName, Router,
 };
 
-use crate::Error;
+use crate::{Error, choice};
 
 /// What an agent runs with. [`Config::new`] gives defaults for everything but name and prefixes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,6 +23,11 @@ pub struct Config {
     pub mtu: Option<u32>,
     /// MTU of the pods' default route, at most that of the interfaces, and the same if `None`.
     pub route_mtu: Option<u32>,
+    /// The pools of pods that nobody chose one for, in the order in which they are tried.
+    pub default_pools: Vec<String>,
+    /// A folder of Kubernetes manifests, from which the annotations of namespaces are learnt, and those
+    /// of pods where the runtime does not pass them.
+    pub manifests: Option<PathBuf>,
     /// Where the database is.
     pub state_dir: PathBuf,
     /// Where the socket and the notes are.
@@ -63,6 +68,8 @@ impl Config {
             router: Vec::new(),
             mtu: None,
             route_mtu: None,
+            default_pools: vec!["default".into()],
+            manifests: None,
             state_dir: DEFAULT_STATE_DIR.into(),
             run_dir: DEFAULT_RUN_DIR.into(),
             bpffs: DEFAULT_BPFFS.into(),
@@ -150,7 +157,7 @@ impl Config {
             return wrong("--pod-cidr", "at least one is needed".into());
         }
         for cidr in &self.pod_cidrs {
-            if !is_plain(cidr.network()) || !is_plain(cidr.broadcast()) || cidr.prefix() < 8 {
+            if !is_for_pods(*cidr) {
                 return wrong("--pod-cidr", format!("{cidr} is no prefix for pods"));
             }
         }
@@ -172,18 +179,27 @@ impl Config {
         if !(1024..=4_194_304).contains(&self.flows) {
             return wrong("--flows", format!("{} is not between 1024 and 4194304", self.flows));
         }
+        if let Err(why) = choice::check_pools(&self.default_pools) {
+            return wrong("--default-pool", why);
+        }
         let folders = [
             ("--state-dir", &self.state_dir),
             ("--run-dir", &self.run_dir),
             ("--bpffs", &self.bpffs),
         ];
-        for (option, folder) in folders {
+        let manifests = self.manifests.iter().map(|folder| ("--manifests", folder));
+        for (option, folder) in folders.into_iter().chain(manifests) {
             if !folder.is_absolute() {
                 return wrong(option, format!("{} is not an absolute path", folder.display()));
             }
         }
         Ok(())
     }
+}
+
+/// Whether pods may have addresses of it.
+pub(crate) fn is_for_pods(cidr: IpNetwork) -> bool {
+    is_plain(cidr.network()) && is_plain(cidr.broadcast()) && cidr.prefix() >= 8
 }
 
 /// Neither unspecified, loopback, multicast, link-local nor broadcast.
@@ -260,6 +276,9 @@ mod tests {
         assert_eq!(refused(|c| c.route_mtu = Some(1501)), "--route-mtu");
         assert_eq!(refused(|c| c.slots = 0), "--slots");
         assert_eq!(refused(|c| c.flows = 0), "--flows");
+        assert_eq!(refused(|c| c.default_pools.clear()), "--default-pool");
+        assert_eq!(refused(|c| c.default_pools.push("Blue".into())), "--default-pool");
+        assert_eq!(refused(|c| c.manifests = Some("m".into())), "--manifests");
         assert_eq!(refused(|c| c.run_dir = "run".into()), "--run-dir");
         let mut four = config(&["10.1.0.0/24"]);
         four.router = vec!["fd00::1".parse().unwrap()];

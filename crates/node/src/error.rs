@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use podwire_api::{EndpointId, ErrorBody, ErrorCode};
 
+use crate::choice;
+
 /// A reason whose type is another crate's business.
 pub(crate) type Source = Box<dyn StdError + Send + Sync>;
 
@@ -92,6 +94,47 @@ pub enum Error {
     #[error(transparent)]
     Ipam(#[from] podwire_ipam::Error),
 
+    /// What a pod or a namespace says of addresses cannot be done.
+    #[error("{of}: annotation {key}: {}: {why}", choice::shown(value))]
+    Annotation {
+        /// The pod or namespace.
+        of: String,
+        /// The annotation.
+        key: String,
+        /// Its value.
+        value: String,
+        /// What is wrong with it.
+        why: String,
+    },
+
+    /// A pool that was chosen is not there.
+    #[error("there is no pool {pool}, which {origin} names; the pools are {}", known.join(", "))]
+    NoPool {
+        /// The pool.
+        pool: String,
+        /// What chose it.
+        origin: String,
+        /// The pools that there are.
+        known: Vec<String>,
+    },
+
+    /// An object may be in a file that could not be read since the agent started.
+    #[error("{object} is not known, and may be in {}, which cannot be read", file.display())]
+    Unread {
+        /// The pod or namespace.
+        object: String,
+        /// The file or folder.
+        file: PathBuf,
+    },
+
+    /// The manifests cannot be watched.
+    #[error(transparent)]
+    Cluster(#[from] podwire_cluster::Error),
+
+    /// Leases and records could not be read or written.
+    #[error("the agent's database")]
+    Records(#[source] podwire_ipam::durable::Error),
+
     /// The router address is a pod's.
     #[error("router address {address} is held by endpoint {holder}")]
     RouterTaken {
@@ -140,6 +183,10 @@ pub enum Error {
     #[error("{0}")]
     Conflict(String),
 
+    /// Nobody may do that.
+    #[error("{0}")]
+    Denied(String),
+
     /// There is no such endpoint.
     #[error("there is no endpoint {0}")]
     NoEndpoint(EndpointId),
@@ -147,6 +194,15 @@ pub enum Error {
     /// A part of the agent has died; it has to be restarted.
     #[error("the agent's {0} has died")]
     Died(&'static str),
+}
+
+impl From<podwire_ipam::durable::Error> for Error {
+    fn from(error: podwire_ipam::durable::Error) -> Self {
+        match error {
+            podwire_ipam::durable::Error::Refused(refusal) => Self::Ipam(refusal),
+            error => Self::Records(error),
+        }
+    }
 }
 
 impl Error {
@@ -167,17 +223,21 @@ impl Error {
                 "stop the agent that has it, or give this one its own --state-dir".into()
             }
             Self::StoreDamaged { path, .. } => format!(
-                "stop the pods of this node, run `podwire cleanup`, or move {} away; endpoints that \
-                 it held are then removed",
+                "move {} away: endpoints and leases are then taken from the kernel",
                 path.display()
             ),
+            Self::Records(_) => {
+                "look at the disk of podwired's --state-dir; podwired goes on when it can be written"
+                    .into()
+            }
             Self::StoreOfAnotherNode { found, .. } => {
                 format!("start with --node-name {found}, or run `podwire cleanup` first")
             }
             Self::RouterTaken { .. } => "choose another --router-ip, or delete that pod".into(),
+            Self::Unread { .. } => "`podwire status` says what is wrong with it".into(),
             Self::FolderRefused { .. } => "remove it, or choose another folder".into(),
             Self::Ipam(error) if error.is_exhausted() => {
-                "delete pods, or restart podwired with a larger or further --pod-cidr".into()
+                "delete pods, or add a CIDR: podwire ipam pool add-cidr".into()
             }
             _ => return None,
         })
@@ -190,9 +250,12 @@ impl Error {
             Self::Ipam(error) if error.is_exhausted() => ErrorCode::Exhausted,
             Self::Ipam(error) if error.is_conflict() => ErrorCode::Conflict,
             Self::Ipam(error) if error.is_not_found() => ErrorCode::NotFound,
-            Self::Ipam(_) | Self::Invalid(_) => ErrorCode::Invalid,
+            Self::Ipam(_) | Self::Invalid(_) | Self::Annotation { .. } | Self::NoPool { .. } => {
+                ErrorCode::Invalid
+            }
+            Self::Unread { .. } => ErrorCode::NotReady,
             Self::Conflict(_) => ErrorCode::Conflict,
-            Self::LinkRefused { .. } => ErrorCode::Denied,
+            Self::LinkRefused { .. } | Self::Denied(_) => ErrorCode::Denied,
             Self::NoEndpoint(_) => ErrorCode::NotFound,
             _ => ErrorCode::Internal,
         };

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod agent;
+mod choice;
 mod cleanup;
 mod config;
 mod error;
@@ -9,9 +10,11 @@ mod folder;
 mod kernel;
 #[cfg(test)]
 mod memory;
+mod metrics;
 mod netfilter;
 mod node;
 mod notes;
+mod pools;
 mod problem;
 mod reconcile;
 mod restore;

@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Mutex;
 
+use ipnetwork::IpNetwork;
 use podwire_api::{AttachMode, Delivery, Difference, Disciplines, Mac};
 
 use crate::error::Source;
-use crate::seam::{Datapath, Link, Links, Pin, Row, Survey};
+use crate::seam::{Datapath, Link, Links, Pin, Routes, Row, Survey};
 
 #[derive(Debug, Default)]
 pub(crate) struct MemoryDatapath {
@@ -227,5 +228,33 @@ impl Links for MemoryLinks {
         let bare = self.bare.lock().unwrap();
         let ours = indices.iter().filter(|index| !bare.contains(index)).copied().collect();
         Ok(Survey { foreign, ours })
+    }
+}
+
+/// Routes that are only remembered.
+#[derive(Debug, Default)]
+pub(crate) struct MemoryRoutes {
+    prefixes: Mutex<Vec<IpNetwork>>,
+    failing: Mutex<bool>,
+}
+
+impl MemoryRoutes {
+    pub(crate) fn prefixes(&self) -> Vec<IpNetwork> {
+        self.prefixes.lock().unwrap().clone()
+    }
+
+    /// Makes the next call fail.
+    pub(crate) fn fail_next(&self) {
+        *self.failing.lock().unwrap() = true;
+    }
+}
+
+impl Routes for MemoryRoutes {
+    fn lead_to_pods(&self, prefixes: &[IpNetwork]) -> Result<(), Source> {
+        if std::mem::take(&mut *self.failing.lock().unwrap()) {
+            return Err("the routes fail on purpose".into());
+        }
+        *self.prefixes.lock().unwrap() = prefixes.to_vec();
+        Ok(())
     }
 }

@@ -1,25 +1,38 @@
+mod check;
 mod collect;
 mod follow;
+pub(crate) mod pools;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use ipnetwork::IpNetwork;
+use nix::time::{ClockId, clock_gettime};
 use podwire_api::{
     AttachMode, Delivery, Endpoint, EndpointId, EndpointRequest, Interface, Lease, LeaseReply,
-    LeaseRequest, LeaseState, Mark, NodeConfig, OtherFamilies, PoolUsage, Removed,
+    LeaseRequest, LeaseState, Mark, NodeConfig, OtherFamilies, PodRef, Removed,
 };
+use podwire_ipam::durable::{Begun, Change, Counts};
 use podwire_ipam::{Addresses, Allocator, Family, Owner, Request, Time};
 
+use crate::choice::{Choice, Chooser, Pools};
 use crate::error::Source;
 use crate::reconcile::is_unfinished;
-use crate::seam::{Datapath, Link, Links, Row};
-use crate::store::Store;
+use crate::seam::{Datapath, Link, Links, Routes, Row};
+use crate::store::{self, Records};
 use crate::turns::Turns;
 use crate::worker::Worker;
-use crate::{Error, error};
+use crate::{Config, Error, error};
+
+/// What a node works with.
+#[derive(Debug)]
+pub(crate) struct Kernel {
+    pub(crate) datapath: Arc<dyn Datapath>,
+    pub(crate) links: Arc<dyn Links>,
+    pub(crate) routes: Arc<dyn Routes>,
+}
 
 /// The node's endpoints and leases, and the rules by which they come and go.
 ///
@@ -28,7 +41,8 @@ use crate::{Error, error};
 pub(crate) struct Node {
     config: NodeConfig,
     started: Instant,
-    allocator: Mutex<Allocator>,
+    chooser: Chooser,
+    ipam: Records,
     endpoints: Mutex<BTreeMap<EndpointId, Endpoint>>,
     /// Endpoints whose programs were attached in the way that costs least, or by an earlier agent,
     /// and are to be attached for good when there is time.
@@ -38,23 +52,29 @@ pub(crate) struct Node {
     /// When something was last asked for that touches the kernel.
     busy: Mutex<Instant>,
     turns: Turns,
-    store: Store,
     datapath: Arc<dyn Datapath>,
     links: Arc<dyn Links>,
+    routes: Arc<dyn Routes>,
+    /// Held while pools and their routes change.
+    edit: Mutex<()>,
+    /// What pools get that do not say it themselves.
+    cooldown: Duration,
+    pending_ttl: Duration,
+    default_pools: Vec<String>,
     /// A grace period costs the same for one endpoint as for all that wait.
     settle: Worker<(), Result<(), Arc<Source>>>,
 }
 
 impl Node {
-    /// A node with the endpoints that were restored; their leases are in the allocator already.
+    /// A node with the endpoints that were restored; their leases are held already.
     pub(crate) fn new(
-        config: NodeConfig,
-        allocator: Allocator,
+        config: &Config,
+        chooser: Chooser,
+        ipam: Records,
         restored: Vec<Endpoint>,
-        store: Store,
-        datapath: Arc<dyn Datapath>,
-        links: Arc<dyn Links>,
+        kernel: Kernel,
     ) -> Result<Self, Error> {
+        let Kernel { datapath, links, routes } = kernel;
         let settling = datapath.clone();
         let settle =
             Worker::start("podwire-settle", move |_: Vec<()>| settling.settle().map_err(Arc::new))
@@ -66,17 +86,22 @@ impl Node {
         let provisional = restored.iter().map(|one| one.id.clone()).collect();
         let endpoints = restored.into_iter().map(|one| (one.id.clone(), one)).collect();
         Ok(Self {
-            config,
+            config: config.node_config()?,
             started: Instant::now(),
-            allocator: Mutex::new(allocator),
+            chooser,
+            ipam,
             endpoints: Mutex::new(endpoints),
             provisional: Mutex::new(provisional),
             asked: Mutex::default(),
             busy: Mutex::new(Instant::now()),
             turns: Turns::default(),
-            store,
             datapath,
             links,
+            routes,
+            edit: Mutex::default(),
+            cooldown: config.cooldown,
+            pending_ttl: config.pending_ttl,
+            default_pools: config.default_pools.clone(),
             settle,
         })
     }
@@ -89,13 +114,29 @@ impl Node {
     pub(crate) fn lease(&self, request: &LeaseRequest) -> Result<LeaseReply, Error> {
         self.touch();
         let _turn = self.turns.take(&request.id);
-        let wanted = families(request)?.with_addresses(&request.addresses)?;
-        let lease = {
-            let mut allocator = self.allocator();
-            let now = self.now();
-            log_expired(&allocator.expire(now));
-            allocator.allocate(&owner(&request.id), &wanted, now)?
+        let choice = self.chooser.choose(request)?;
+        let all = self.ipam.read(|all| all.pools().map(str::to_owned).collect::<Vec<_>>())?;
+        let wanted = wanted(request, &choice, &all)?;
+        let owner = match &request.pod {
+            Some(PodRef { namespace, name, .. }) => {
+                owner(&request.id).with_pod(&format!("{namespace}/{name}"))
+            }
+            None => owner(&request.id),
         };
+        let mut leased = self.ipam.allocate(&owner, &wanted, now());
+        if let Err(error) = &leased
+            && error.refusal().is_some_and(podwire_ipam::Error::is_exhausted)
+        {
+            // Perhaps there are leases that nobody used, and nobody has looked yet.
+            self.expire()?;
+            leased = self.ipam.allocate(&owner, &wanted, now());
+        }
+        let lease = leased.map_err(|error| match error.refusal() {
+            Some(podwire_ipam::Error::UnknownPool { pool, known }) => {
+                choice.no_pool(pool.clone(), known.clone())
+            }
+            _ => error.into(),
+        })?;
         if let Some(network) = &request.network {
             self.asked().insert(request.id.clone(), network.clone());
         }
@@ -112,7 +153,7 @@ impl Node {
                 "the lease of {id} belongs to an endpoint; delete the endpoint"
             )));
         }
-        Ok(removed(self.drop_lease(id)))
+        Ok(removed(self.drop_lease(id)?))
     }
 
     /// Makes a link an endpoint.
@@ -164,13 +205,7 @@ impl Node {
             },
             interface: request.interface,
         };
-        match request.interface {
-            Interface::Adopted => self.hold(id, addresses)?,
-            _ => self.claim(id, addresses)?,
-        }
-        let endpoint = self.build(id, request, &row).inspect_err(|_| {
-            self.drop_lease(id);
-        })?;
+        let endpoint = self.build(id, request, &row)?;
         self.endpoints().insert(id.clone(), endpoint.clone());
         if self.datapath.mode() == AttachMode::Tcx {
             self.provisional().insert(id.clone());
@@ -188,7 +223,7 @@ impl Node {
         }
         // An ADD that failed half-way, or one that this agent has never heard of.
         let link = self.delete_link(id)?;
-        let lease = self.drop_lease(id);
+        let lease = self.drop_lease(id)?;
         Ok(removed(link || lease))
     }
 
@@ -200,6 +235,21 @@ impl Node {
     /// All endpoints, sorted by id.
     pub(crate) fn list(&self) -> Vec<Endpoint> {
         self.endpoints().values().cloned().collect()
+    }
+
+    /// What is wrong with the manifests that annotations are read from.
+    pub(crate) fn source_problems(&self) -> Vec<podwire_cluster::Problem> {
+        self.chooser.problems()
+    }
+
+    /// The pools of pods that name none.
+    pub(crate) fn default_pools(&self) -> &[String] {
+        &self.default_pools
+    }
+
+    /// How much was written to disk.
+    pub(crate) fn counts(&self) -> Counts {
+        self.ipam.counts()
     }
 
     pub(crate) fn count(&self) -> usize {
@@ -214,36 +264,33 @@ impl Node {
     }
 
     /// All leases, sorted by owner.
-    pub(crate) fn leases(&self) -> Vec<Lease> {
-        let mut leases: Vec<Lease> = self.allocator().leases().filter_map(api_lease).collect();
+    pub(crate) fn leases(&self) -> Result<Vec<Lease>, Error> {
+        let now = now();
+        let mut leases: Vec<Lease> = self.ipam.read(|allocator| {
+            allocator.leases().filter_map(|lease| api_lease(allocator, lease, now)).collect()
+        })?;
         leases.sort_by(|a, b| a.id.cmp(&b.id));
-        leases
+        Ok(leases)
     }
 
-    /// How full the pool is.
-    pub(crate) fn pools(&self) -> Vec<PoolUsage> {
-        let usage = self.allocator().usage();
-        let pools = usage.iter().flat_map(|pool| &pool.cidrs).map(|entry| PoolUsage {
-            cidr: entry.cidr,
-            size: entry.usage.size.try_into().unwrap_or(u64::MAX),
-            used: entry.usage.used,
-            pending: entry.usage.pending,
-            cooling: entry.usage.cooling,
-            reserved: entry.usage.reserved,
-        });
-        pools.collect()
+    fn has_lease(&self, id: &EndpointId) -> Result<bool, Error> {
+        Ok(self.ipam.lease(&owner(id))?.is_some())
     }
 
     /// Takes back what was leased and never used.
-    pub(crate) fn expire(&self) {
-        let now = self.now();
-        let expired = self.allocator().expire(now);
-        log_expired(&expired);
-        let allocator = self.allocator();
-        self.asked().retain(|id, _| allocator.lease(&owner(id)).is_some());
+    pub(crate) fn expire(&self) -> Result<(), Error> {
+        for lease in self.ipam.expire(now())? {
+            let podwire_ipam::Lease { owner, addresses, .. } = lease;
+            tracing::info!(%owner, %addresses, "lease expired unused");
+        }
+        let held: HashSet<Owner> =
+            self.ipam.read(|all| all.leases().map(|lease| lease.owner.clone()).collect())?;
+        self.asked().retain(|id, _| held.contains(&owner(id)));
+        Ok(())
     }
 
-    /// Datapath and record of an endpoint whose link and lease have been checked, at the same time.
+    /// Lease, datapath and record of an endpoint whose link has been checked. What is written to disk is
+    /// not waited for before the datapath has it.
     fn build(
         &self,
         id: &EndpointId,
@@ -265,66 +312,87 @@ impl Node {
             pod: request.pod.clone(),
             interface: request.interface,
         };
-        let recording = self.store.begin_put(&endpoint).map_err(shared)?;
-        let added = self.datapath.add(&request.host_link, row, request.disciplines);
-        let recorded = recording.wait().map_err(shared);
-        let slot = match (added, recorded) {
+        let record = vec![store::put(&endpoint)?];
+        let recording = match request.interface {
+            Interface::Adopted => self.hold(id, row.addresses, record)?,
+            _ => self.claim(id, row.addresses, record)?,
+        };
+        let added =
+            self.datapath.add(&request.host_link, row, request.disciplines).map_err(map(id));
+        let slot = match (added, recording.wait()) {
             (Ok(slot), Ok(())) => slot,
             // What stays behind below is found and removed when the agent starts next.
-            (Err(error), recorded) => {
-                if recorded.is_ok()
-                    && let Err(error) = self.store.delete(id)
-                {
-                    tracing::warn!(%id, error = error::chain(&*error), "undoing a failed endpoint");
-                }
-                return Err(map(id)(error));
+            (Err(error), _) => {
+                self.undo(id);
+                return Err(error);
             }
             (Ok(_), Err(unrecorded)) => {
                 if let Err(error) = self.datapath.remove(&request.host_link, request.ifindex) {
                     let reason = error::chain(&*error);
                     tracing::warn!(%id, error = reason, "undoing a failed endpoint");
                 }
-                return Err(unrecorded);
+                self.undo(id);
+                return Err(unrecorded.into());
             }
         };
         endpoint.slot = slot;
         Ok(endpoint)
     }
 
-    /// Confirms the lease of these addresses. An agent that was restarted meanwhile does not know
-    /// it any more and leases them again, if they are still free.
-    fn claim(&self, id: &EndpointId, addresses: Addresses) -> Result<(), Error> {
-        let owner = owner(id);
-        let mut allocator = self.allocator();
-        let held = allocator.lease(&owner).map(|lease| lease.addresses);
-        let leased = match held {
-            Some(held) => held,
-            None => {
-                let list: Vec<IpAddr> = addresses.iter().collect();
-                let request = Request::default().with_addresses(&list)?;
-                allocator.allocate(&owner, &request, self.now())?.addresses
-            }
-        };
-        if leased != addresses {
-            if held.is_none() {
-                allocator.release(&owner, self.now());
-            }
-            let message = format!("endpoint {id} has {addresses}, but {leased} is its lease");
-            return Err(Error::Conflict(message));
+    /// Takes record and lease of an endpoint back that did not come to be.
+    fn undo(&self, id: &EndpointId) {
+        let undone = self.ipam.begin_release(&owner(id), now(), vec![store::remove(id)]);
+        if let Err(error) = undone.and_then(Begun::wait) {
+            tracing::warn!(%id, error = error::chain(&error), "undoing a failed endpoint");
         }
-        allocator.confirm(&owner)?;
-        Ok(())
     }
 
-    /// Keeps addresses that another plugin chose from being leased to anybody.
-    fn hold(&self, id: &EndpointId, addresses: Addresses) -> Result<(), Error> {
-        let lease = podwire_ipam::Lease {
-            owner: owner(id),
-            addresses,
-            state: podwire_ipam::LeaseState::Confirmed,
-        };
-        self.allocator().restore(lease)?;
-        Ok(())
+    /// Confirms the lease of these addresses, and records the endpoint along with it. A lease that has
+    /// expired meanwhile is made again, if its addresses are still free.
+    fn claim(
+        &self,
+        id: &EndpointId,
+        addresses: Addresses,
+        record: Vec<Change>,
+    ) -> Result<Begun<()>, Error> {
+        let owner = owner(id);
+        match self.ipam.lease(&owner)? {
+            Some(held) if held.addresses == addresses => {}
+            Some(held) => {
+                let held = held.addresses;
+                let message = format!("endpoint {id} has {addresses}, but {held} is its lease");
+                return Err(Error::Conflict(message));
+            }
+            None => {
+                let list: Vec<IpAddr> = addresses.iter().collect();
+                let family = |v4: bool| list.iter().any(|address| address.is_ipv4() == v4);
+                let request = match (family(true), family(false)) {
+                    (true, false) => Request::family(Family::V4),
+                    (false, true) => Request::family(Family::V6),
+                    _ => Request::dual_stack(),
+                };
+                let pools: Vec<String> = self.ipam.read(|all| {
+                    list.iter()
+                        .filter_map(|address| all.pool_of(*address))
+                        .map(Into::into)
+                        .collect()
+                })?;
+                let request = request.from_pools(&pools).with_addresses(&list)?;
+                // What is begun later is on the disk no sooner.
+                let _ = self.ipam.begin_allocate(&owner, &request, now(), Vec::new())?;
+            }
+        }
+        Ok(self.ipam.begin_confirm(&owner, record)?.map(drop))
+    }
+
+    /// Keeps addresses that another plugin chose from being leased to anybody, and records the endpoint.
+    fn hold(
+        &self,
+        id: &EndpointId,
+        addresses: Addresses,
+        record: Vec<Change>,
+    ) -> Result<Begun<()>, Error> {
+        Ok(self.ipam.begin_restore(&confirmed(id, addresses), record)?.map(drop))
     }
 
     /// Takes an endpoint out of datapath, records and leases, in the order that leaves no moment in
@@ -333,7 +401,7 @@ impl Node {
         let Endpoint { id, host_link, ifindex, .. } = endpoint;
         self.provisional().remove(id);
         // If we are killed now, the next start finds a marked link without a record, and deletes it.
-        let forgetting = self.store.begin_delete(id);
+        let forgetting = self.ipam.begin(vec![store::remove(id)])?;
         self.datapath.withdraw(*ifindex).map_err(unmap(id))?;
         // Deleting the link waits for a grace period, and takes the programs along, while the kernel
         // would wait for each that is detached before.
@@ -347,9 +415,11 @@ impl Node {
         if !settled {
             self.settle(id)?;
         }
-        forgetting.wait().map_err(shared)?;
+        forgetting.wait()?;
         self.endpoints().remove(id);
-        self.drop_lease(id);
+        self.asked().remove(id);
+        // A start that finds the lease and no endpoint takes it back: that need not be waited for.
+        let _ = self.ipam.begin_release(&owner(id), now(), Vec::new())?;
         Ok(())
     }
 
@@ -379,20 +449,14 @@ impl Node {
         Ok(true)
     }
 
-    fn drop_lease(&self, id: &EndpointId) -> bool {
-        let now = self.now();
+    fn drop_lease(&self, id: &EndpointId) -> Result<bool, Error> {
         self.asked().remove(id);
-        let released = self.allocator().release(&owner(id), now);
-        matches!(released, podwire_ipam::Release::Released(_))
+        let released = self.ipam.release(&owner(id), now())?;
+        Ok(matches!(released, podwire_ipam::Release::Released(_)))
     }
 
     fn endpoint_of(&self, ifindex: u32) -> Option<Endpoint> {
         self.endpoints().values().find(|endpoint| endpoint.ifindex == ifindex).cloned()
-    }
-
-    /// The allocator's clock: it stands still while the agent is down, and so do its cool-downs.
-    fn now(&self) -> Time {
-        Time::new(self.started.elapsed())
     }
 
     fn provisional(&self) -> MutexGuard<'_, BTreeSet<EndpointId>> {
@@ -412,8 +476,8 @@ impl Node {
         *self.busy.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
     }
 
-    fn allocator(&self) -> MutexGuard<'_, Allocator> {
-        self.allocator.lock().unwrap_or_else(PoisonError::into_inner)
+    fn editing(&self) -> MutexGuard<'_, ()> {
+        self.edit.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn endpoints(&self) -> MutexGuard<'_, BTreeMap<EndpointId, Endpoint>> {
@@ -435,6 +499,18 @@ pub(crate) fn owner(id: &EndpointId) -> Owner {
     Owner::new(id.container_id.as_str(), id.ifname.as_str())
 }
 
+/// A lease that lasts.
+pub(crate) fn confirmed(id: &EndpointId, addresses: Addresses) -> podwire_ipam::Lease {
+    let state = podwire_ipam::LeaseState::Confirmed;
+    podwire_ipam::Lease { owner: owner(id), addresses, state }
+}
+
+/// The clock of the leases. It goes on while the agent is down, and nobody can set it.
+pub(crate) fn now() -> Time {
+    let uptime = clock_gettime(ClockId::CLOCK_BOOTTIME).map(Duration::from);
+    Time::new(uptime.expect("every Linux since 2.6.39 has the clock"))
+}
+
 /// The families that a request asks for.
 fn families(request: &LeaseRequest) -> Result<Request, Error> {
     let has = |v4: bool| request.addresses.iter().any(|address| address.is_ipv4() == v4);
@@ -447,6 +523,24 @@ fn families(request: &LeaseRequest) -> Result<Request, Error> {
         ))),
         _ => Ok(Request::default()),
     }
+}
+
+/// What the allocator is asked for.
+fn wanted(request: &LeaseRequest, choice: &Choice, all: &[String]) -> Result<Request, Error> {
+    // Addresses that somebody else chose are of any pool, if nobody named one.
+    let list = |pools: &Pools| match (request.others, &pools.origin) {
+        (OtherFamilies::Omit, None) => all.to_vec(),
+        _ => pools.names.clone(),
+    };
+    // Equal lists are paired.
+    let mut wanted = families(request)?
+        .with_addresses(&choice.addresses)?
+        .pools_of(Family::V4, &list(&choice.v4))
+        .pools_of(Family::V6, &list(&choice.v6));
+    if let Some(name) = &choice.sticky {
+        wanted = wanted.sticky(name);
+    }
+    Ok(wanted)
 }
 
 fn check_request(id: &EndpointId, request: &EndpointRequest) -> Result<Addresses, Error> {
@@ -517,20 +611,24 @@ fn is_same(present: &Endpoint, request: &EndpointRequest, addresses: Addresses) 
         && Addresses::from_list(&present.addresses) == Ok(addresses)
 }
 
-fn api_lease(lease: &podwire_ipam::Lease) -> Option<Lease> {
+fn api_lease(allocator: &Allocator, lease: &podwire_ipam::Lease, now: Time) -> Option<Lease> {
     // Owners are made of endpoint ids, and so turn back into them.
     let id = EndpointId::new(lease.owner.container_id(), lease.owner.ifname()).ok()?;
-    let state = match lease.state {
-        podwire_ipam::LeaseState::Pending { .. } => LeaseState::Pending,
-        podwire_ipam::LeaseState::Confirmed => LeaseState::Confirmed,
-    };
-    Some(Lease { id, addresses: lease.addresses.iter().collect(), state })
-}
-
-fn log_expired(leases: &[podwire_ipam::Lease]) {
-    for lease in leases {
-        tracing::info!(owner = %lease.owner, addresses = %lease.addresses, "lease expired unused");
+    let mut pools: Vec<String> = Vec::new();
+    for pool in lease.addresses.iter().filter_map(|address| allocator.pool_of(address)) {
+        if !pools.iter().any(|known| known == pool) {
+            pools.push(pool.to_owned());
+        }
     }
+    let (state, expires_in) = match lease.state {
+        podwire_ipam::LeaseState::Pending { expires } => {
+            let left = expires.since_epoch().saturating_sub(now.since_epoch());
+            (LeaseState::Pending, Some(left.as_secs()))
+        }
+        podwire_ipam::LeaseState::Confirmed => (LeaseState::Confirmed, None),
+    };
+    let (addresses, pod) = (lease.addresses.iter().collect(), lease.owner.pod().map(Into::into));
+    Some(Lease { id, addresses, pools, pod, state, expires_in })
 }
 
 fn removed(something: bool) -> Removed {
@@ -539,18 +637,6 @@ fn removed(something: bool) -> Removed {
 
 fn seconds_since_1970() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
-}
-
-/// An error that several requests share keeps its words, not its type.
-fn shared(error: Arc<Error>) -> Error {
-    Arc::try_unwrap(error).unwrap_or_else(|error| Error::Store {
-        operation: "write",
-        path: match &*error {
-            Error::Store { path, .. } => path.clone(),
-            _ => std::path::PathBuf::new(),
-        },
-        source: error::chain(&*error).into(),
-    })
 }
 
 fn look_up(link: &str) -> impl FnOnce(Source) -> Error + use<> {

@@ -28,6 +28,8 @@ pub(crate) struct Facts {
     pub(crate) unrouted: Vec<IpNetwork>,
     pub(crate) dropping: Vec<ForwardChain>,
     pub(crate) legacy_filter: bool,
+    /// What is wrong with the manifests.
+    pub(crate) source: Vec<podwire_cluster::Problem>,
 }
 
 impl Facts {
@@ -51,6 +53,7 @@ impl Facts {
             unrouted,
             dropping: netfilter::dropping_chains().unwrap_or_default(),
             legacy_filter: netfilter::has_legacy_filter(),
+            source: Vec::new(),
         }
     }
 }
@@ -158,7 +161,36 @@ pub(crate) fn diagnose(facts: &Facts) -> Vec<Problem> {
             ),
         );
     }
+    for problem in &facts.source {
+        let (why, fix) = of_source(problem);
+        tell(Effect::Possible, problem.to_string(), why, fix);
+    }
     problems
+}
+
+/// What it breaks, and what to do about it.
+fn of_source(problem: &podwire_cluster::Problem) -> (&'static str, String) {
+    let path = problem.path().display();
+    match problem {
+        podwire_cluster::Problem::Duplicate { .. } => (
+            "what it says there does not count: pods may get addresses of another pool",
+            format!("remove it from {path}, or from the other file"),
+        ),
+        podwire_cluster::Problem::Unwatched { .. } => (
+            "what changes there is seen a second later",
+            "raise fs.inotify.max_user_watches".into(),
+        ),
+        podwire_cluster::Problem::Folder { .. } => (
+            "what is known of pods and namespaces may be old; pods are refused whose pool would be \
+             a guess",
+            format!("let podwired read {path}, or start it with another --manifests"),
+        ),
+        _ => (
+            "what is known of its pods and namespaces may be old; if it was never read, pods are \
+             refused whose pool would be a guess",
+            format!("put {path} right, or remove it"),
+        ),
+    }
 }
 
 fn concerns(chain: &ForwardChain, facts: &Facts) -> bool {
@@ -233,6 +265,7 @@ mod tests {
             unrouted: Vec::new(),
             dropping: Vec::new(),
             legacy_filter: false,
+            source: Vec::new(),
         }
     }
 
@@ -281,6 +314,10 @@ mod tests {
         one(Facts { by_link: 1, ..well() }, "all.rp_filter is 2", "all.rp_filter=0");
         let chain = vec![dropping(ChainFamily::V4)];
         one(Facts { dropping: chain, ..well() }, "FORWARD", "nft insert rule ip filter FORWARD");
+        let place = podwire_cluster::Place { file: "/m/a.yaml".into(), line: 7 };
+        let broken = podwire_cluster::Problem::Manifest { place, why: "kind is missing".into() };
+        let facts = Facts { source: vec![broken], ..well() };
+        one(facts, "/m/a.yaml:7: kind is missing", "put /m/a.yaml right");
         one(Facts { legacy_filter: true, ..well() }, "iptables-legacy", "iptables-legacy -S");
     }
 }

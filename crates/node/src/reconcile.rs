@@ -203,6 +203,35 @@ impl Plan {
     }
 }
 
+/// The endpoints that the kernel knows, when nothing else does: marked links with their rows of the
+/// datapath. Pods and networks are not known any more.
+pub(crate) fn rebuild(node: &NodeName, observed: &Observed) -> Vec<Endpoint> {
+    let rows: HashMap<u32, (u32, &Row)> =
+        observed.rows.iter().map(|(slot, row)| (row.ifindex, (*slot, row))).collect();
+    let own = marked_links(node, &observed.links).into_iter();
+    let adopted = adopted_links(node, &observed.links).into_iter();
+    let all = own.chain(adopted).filter_map(|(id, link)| {
+        let (slot, row) = rows.get(&link.index)?;
+        Some(Endpoint {
+            id,
+            host_link: link.name.clone(),
+            ifindex: link.index,
+            mac: row.mac,
+            host_mac: row.host_mac,
+            addresses: row.addresses.iter().collect(),
+            slot: *slot,
+            delivery: row.delivery,
+            created: 0,
+            network: None,
+            pod: None,
+            interface: row.interface,
+        })
+    });
+    let mut all: Vec<Endpoint> = all.collect();
+    all.sort_by(|a, b| a.id.cmp(&b.id));
+    all
+}
+
 /// The links that this node marked as an endpoint's host link. The name must be right as well: a
 /// mark copied to another link does not hand it over to us.
 fn marked_links<'a>(node: &NodeName, links: &'a [Link]) -> HashMap<EndpointId, &'a Link> {

@@ -3,14 +3,14 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-use podwire_api::{Disciplines, Endpoint, Repair};
-use podwire_ipam::{Addresses, Allocator, Lease, LeaseState};
+use podwire_api::{Disciplines, Endpoint, EndpointId, PodRef, Repair};
+use podwire_ipam::{Addresses, LeaseState};
 
 use crate::error::{Source, chain};
-use crate::node::owner;
-use crate::reconcile::{Observed, Plan, Step, is_unfinished, plan};
+use crate::node::{confirmed, now, owner};
+use crate::reconcile::{Observed, Plan, Step, is_unfinished, plan, rebuild};
 use crate::seam::{Datapath, Link, Links};
-use crate::store::Store;
+use crate::store::{self, Records};
 use crate::{Config, Error, notes};
 
 /// How many endpoints' working programs a start replaces before it answers requests; the kernel
@@ -24,22 +24,37 @@ pub(crate) struct Restored {
     pub(crate) repairs: Vec<Repair>,
 }
 
+/// What is brought together.
+pub(crate) struct Sides<'a> {
+    pub(crate) ipam: &'a Records,
+    pub(crate) datapath: &'a dyn Datapath,
+    pub(crate) links: &'a dyn Links,
+}
+
 /// Brings records, notes, kernel and leases together, before the first request is answered.
 ///
 /// One endpoint that cannot be put right does not keep the others from their agent: it is told and
-/// skipped.
+/// skipped. After the loss of the records, which are `None` then, the kernel says who the endpoints are.
 pub(crate) fn restore(
     config: &Config,
     notes_dir: &Path,
-    records: &[Endpoint],
-    store: &Store,
-    allocator: &mut Allocator,
-    datapath: &dyn Datapath,
-    links: &dyn Links,
+    records: Option<&[Endpoint]>,
+    sides: &Sides<'_>,
 ) -> Result<Restored, Error> {
     let waiting = notes::read(notes_dir)?;
     let noted: BTreeSet<_> = waiting.notes.iter().map(|note| note.id.clone()).collect();
-    let observed = observe(records, datapath, links)?;
+    let mut observed = observe(records.unwrap_or_default(), sides)?;
+    let rebuilt;
+    let records = match records {
+        Some(records) => records,
+        None => {
+            rebuilt = rebuild(&config.node, &observed);
+            let changes = rebuilt.iter().map(store::put).collect::<Result<Vec<_>, _>>()?;
+            sides.ipam.begin(changes)?.wait()?;
+            observed = observe(&rebuilt, sides)?;
+            &rebuilt
+        }
+    };
     let Plan { steps, mut repairs } = plan(&config.node, records, &noted, &observed);
     for stranger in &waiting.strangers {
         repairs.push(Repair {
@@ -51,7 +66,7 @@ pub(crate) fn restore(
     let mut endpoints = Vec::with_capacity(records.len());
     let mut at_start = AT_START;
     for step in &steps {
-        match act(step, &mut at_start, store, allocator, datapath, links) {
+        match act(step, &mut at_start, sides) {
             Ok(None) => {}
             Ok(Some(endpoint)) => endpoints.push(endpoint),
             Err(error) => {
@@ -62,18 +77,43 @@ pub(crate) fn restore(
         }
     }
     if steps.iter().any(|step| matches!(step, Step::Remove { .. })) {
-        let waited = datapath.settle();
+        let waited = sides.datapath.settle();
         waited.map_err(trouble("wait for a grace period after", "removals"))?;
     }
+    repairs.extend(release_unused(sides.ipam, records, &noted)?);
     notes::remove(notes_dir, &waiting.notes)?;
     Ok(Restored { endpoints, repairs })
 }
 
-fn observe(
+/// Takes back leases that outlived their endpoint, or whose DEL met no agent. A pending one may have an
+/// ADD that is under way right now, and expires by itself.
+fn release_unused(
+    ipam: &Records,
     records: &[Endpoint],
-    datapath: &dyn Datapath,
-    links: &dyn Links,
-) -> Result<Observed, Error> {
+    noted: &BTreeSet<EndpointId>,
+) -> Result<Vec<Repair>, Error> {
+    let recorded: BTreeSet<_> = records.iter().map(|record| owner(&record.id)).collect();
+    let noted: BTreeSet<_> = noted.iter().map(owner).collect();
+    let mut repairs = Vec::new();
+    for lease in ipam.leases()? {
+        let is_lost = lease.state == LeaseState::Confirmed && !recorded.contains(&lease.owner);
+        if !is_lost && !noted.contains(&lease.owner) {
+            continue;
+        }
+        ipam.release(&lease.owner, now())?;
+        if is_lost {
+            repairs.push(Repair {
+                object: format!("lease of {}", lease.owner),
+                found: "no endpoint goes with it".into(),
+                done: format!("taken back, {} free", lease.addresses),
+            });
+        }
+    }
+    Ok(repairs)
+}
+
+fn observe(records: &[Endpoint], sides: &Sides<'_>) -> Result<Observed, Error> {
+    let Sides { datapath, links, .. } = sides;
     let read = |object| trouble("read", object);
     let mut found = links.all().map_err(read("the links"))?;
     if found.iter().any(is_unfinished) {
@@ -94,14 +134,8 @@ fn observe(
     })
 }
 
-fn act(
-    step: &Step,
-    at_start: &mut usize,
-    store: &Store,
-    allocator: &mut Allocator,
-    datapath: &dyn Datapath,
-    links: &dyn Links,
-) -> Result<Option<Endpoint>, Error> {
+fn act(step: &Step, at_start: &mut usize, sides: &Sides<'_>) -> Result<Option<Endpoint>, Error> {
+    let Sides { ipam, datapath, links } = *sides;
     match step {
         Step::Remove { link, ifindex } => {
             datapath.remove(link, *ifindex).map_err(trouble("remove from the datapath", link))?;
@@ -116,11 +150,11 @@ fn act(
             Ok(None)
         }
         Step::DropRecord { id } => {
-            store.delete(id).map_err(|error| trouble("forget", id)(chain(&*error).into()))?;
+            ipam.begin_release(&owner(id), now(), vec![store::remove(id)])?.wait()?;
             Ok(None)
         }
         Step::Keep { endpoint } => {
-            hold(allocator, endpoint)?;
+            hold(ipam, endpoint)?;
             if *at_start > 0 {
                 *at_start -= 1;
                 refresh(datapath, endpoint)?;
@@ -128,12 +162,12 @@ fn act(
             Ok(Some(endpoint.clone()))
         }
         Step::Refresh { endpoint } => {
-            hold(allocator, endpoint)?;
+            hold(ipam, endpoint)?;
             refresh(datapath, endpoint)?;
             Ok(Some(endpoint.clone()))
         }
         Step::Write { endpoint, row } => {
-            hold(allocator, endpoint)?;
+            hold(ipam, endpoint)?;
             let slot = datapath
                 .add(&endpoint.host_link, row, Disciplines::Free)
                 .map_err(trouble("write into the datapath", &endpoint.id))?;
@@ -150,10 +184,15 @@ fn refresh(datapath: &dyn Datapath, endpoint: &Endpoint) -> Result<(), Error> {
 }
 
 /// Takes the endpoint's addresses, also if today's prefixes would not give them.
-fn hold(allocator: &mut Allocator, endpoint: &Endpoint) -> Result<(), Error> {
-    let addresses = Addresses::from_list(&endpoint.addresses)?;
-    let owner = owner(&endpoint.id);
-    allocator.restore(Lease { owner, addresses, state: LeaseState::Confirmed })?;
+fn hold(ipam: &Records, endpoint: &Endpoint) -> Result<(), Error> {
+    let mut lease = confirmed(&endpoint.id, Addresses::from_list(&endpoint.addresses)?);
+    if ipam.lease(&lease.owner)?.as_ref() == Some(&lease) {
+        return Ok(());
+    }
+    if let Some(PodRef { namespace, name, .. }) = &endpoint.pod {
+        lease.owner = lease.owner.with_pod(&format!("{namespace}/{name}"));
+    }
+    ipam.restore(&lease)?;
     Ok(())
 }
 
@@ -182,7 +221,6 @@ mod tests {
     use std::fs;
 
     use podwire_api::{Delivery, EndpointId, Interface, Mac, Mark};
-    use podwire_ipam::PoolConfig;
 
     use super::*;
     use crate::memory::{MemoryDatapath, MemoryLinks};
@@ -251,30 +289,28 @@ mod tests {
             self.datapath.add(&endpoint.host_link, &row, Disciplines::Free).unwrap();
         }
 
-        fn restore(&self, records: &[Endpoint]) -> (Restored, Allocator, Vec<Endpoint>) {
+        fn open(&self) -> store::Opened {
             let path = self.folder.path().join("podwire.redb");
-            let node = &self.config.node;
-            let opened = Store::open(&path, node, "boot").unwrap();
-            for record in records {
-                opened.store.put(record).unwrap();
-            }
+            store::open(&path, &self.config.node, "boot").unwrap()
+        }
+
+        /// Restores with these records, and gives what is recorded afterwards as well.
+        fn restore(&self, records: &[Endpoint]) -> (Restored, Records, Vec<Endpoint>) {
+            let ipam = self.open().ipam;
+            let changes = records.iter().map(|one| store::put(one).unwrap()).collect();
+            ipam.begin(changes).unwrap().wait().unwrap();
+            let restored = self.restore_from(&ipam, Some(records));
+            drop(ipam);
+            let opened = self.open();
+            (restored, opened.ipam, opened.endpoints)
+        }
+
+        fn restore_from(&self, ipam: &Records, records: Option<&[Endpoint]>) -> Restored {
             let notes = self.folder.path().join("pending-del");
             fs::create_dir_all(&notes).unwrap();
-            let pool = PoolConfig::new("default", self.config.pod_cidrs.clone());
-            let mut allocator = Allocator::new(&pool).unwrap();
-            let restored = restore(
-                &self.config,
-                &notes,
-                records,
-                &opened.store,
-                &mut allocator,
-                &self.datapath,
-                &self.links,
-            )
-            .unwrap();
-            drop(opened);
-            let kept = Store::open(&path, node, "boot").unwrap().records;
-            (restored, allocator, kept)
+            crate::pools::arrange(ipam, &self.config, &store::PodCidrs::default()).unwrap();
+            let sides = Sides { ipam, datapath: &self.datapath, links: &self.links };
+            restore(&self.config, &notes, records, &sides).unwrap()
         }
     }
 
@@ -286,10 +322,10 @@ mod tests {
             bench.plug(endpoint);
             bench.write(endpoint);
         }
-        let (restored, allocator, kept) = bench.restore(&[a.clone(), b.clone()]);
+        let (restored, ipam, kept) = bench.restore(&[a.clone(), b.clone()]);
         assert_eq!(restored.repairs, []);
         assert_eq!(restored.endpoints.len(), 2);
-        assert_eq!(allocator.holder(a.addresses[0]), Some(&owner(&a.id)));
+        assert_eq!(ipam.holder(a.addresses[0]).unwrap(), Some(owner(&a.id)));
         assert_eq!(kept, [a, b]);
     }
 
@@ -300,9 +336,9 @@ mod tests {
         bench.plug(&a);
         bench.write(&a);
         bench.write(&b);
-        let (restored, allocator, kept) = bench.restore(&[a.clone(), b.clone()]);
+        let (restored, ipam, kept) = bench.restore(&[a.clone(), b.clone()]);
         assert_eq!(restored.repairs.len(), 1, "{restored:?}");
-        assert_eq!(allocator.holder(b.addresses[0]), None);
+        assert_eq!(ipam.holder(b.addresses[0]).unwrap(), None);
         assert_eq!(kept, [a]);
         assert_eq!(bench.datapath.rows().unwrap().len(), 1);
     }
@@ -334,5 +370,48 @@ mod tests {
         let (restored, ..) = bench.restore(&[a, b]);
         assert_eq!(restored.endpoints.len(), 1);
         assert!(restored.repairs.iter().any(|repair| repair.done == "failed"));
+    }
+
+    #[test]
+    fn lost_records_are_rebuilt_from_the_kernel() {
+        let bench = bench();
+        let (a, b) = (record("a", 7), record("b", 8));
+        bench.plug(&a);
+        bench.write(&a);
+        // The datapath never had it: nobody knows its addresses.
+        bench.plug(&b);
+        let ipam = bench.open().ipam;
+        let restored = bench.restore_from(&ipam, None);
+        assert_eq!(restored.endpoints.len(), 1);
+        let found = &restored.endpoints[0];
+        assert_eq!((&found.id, &found.addresses, found.mac), (&a.id, &a.addresses, a.mac));
+        assert_eq!(ipam.holder(a.addresses[0]).unwrap(), Some(owner(&a.id)));
+        assert!(restored.repairs.iter().any(|one| one.object.contains("b/eth0")), "{restored:?}");
+        drop(ipam);
+        assert_eq!(bench.open().endpoints.len(), 1);
+    }
+
+    #[test]
+    fn leases_without_an_endpoint_are_taken_back() {
+        let bench = bench();
+        let ipam = bench.open().ipam;
+        crate::pools::arrange(&ipam, &bench.config, &store::PodCidrs::default()).unwrap();
+        let allocate = |container: &str| {
+            let owner = owner(&EndpointId::new(container, "eth0").unwrap());
+            ipam.allocate(&owner, &podwire_ipam::Request::default(), now()).unwrap();
+            owner
+        };
+        let (lost, pending, noted) = (allocate("lost"), allocate("pending"), allocate("noted"));
+        ipam.confirm(&lost).unwrap();
+        let id = EndpointId::new("noted", "eth0").unwrap();
+        let notes = bench.folder.path().join("pending-del");
+        fs::create_dir_all(&notes).unwrap();
+        fs::write(notes.join(id.host_link()), serde_json::to_vec(&id).unwrap()).unwrap();
+        let restored = bench.restore_from(&ipam, Some(&[]));
+        assert_eq!(restored.repairs.len(), 1, "{restored:?}");
+        assert_eq!(restored.repairs[0].object, "lease of lost/eth0");
+        assert_eq!(ipam.lease(&lost).unwrap(), None);
+        assert_eq!(ipam.lease(&noted).unwrap(), None);
+        assert!(ipam.lease(&pending).unwrap().is_some());
     }
 }

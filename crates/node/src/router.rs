@@ -12,6 +12,7 @@ use podwire_netns::{Netns, UNFINISHED_GROUP};
 use podwire_route::{Desired, LinkState, Observed, Owner};
 
 use crate::error::Source;
+use crate::seam::Routes;
 use crate::{Config, Error};
 
 /// The router pair as it stands.
@@ -24,13 +25,17 @@ pub(crate) struct Pair {
 }
 
 /// Makes the node a router for its pods: forwarding, the router pair with its addresses, and the
-/// routes of the pod prefixes. What is right already is left as it is, so that a restart of the
+/// routes of the pods' prefixes. What is right already is left as it is, so that a restart of the
 /// agent interrupts nothing.
-pub(crate) fn set_up(config: &Config, routers: Router) -> Result<Pair, Error> {
+pub(crate) fn set_up(
+    config: &Config,
+    routers: Router,
+    prefixes: &[IpNetwork],
+) -> Result<Pair, Error> {
     let mut netlink = Netlink::open().map_err(trouble("open", "a netlink socket"))?;
     switch_forwarding_on(&mut netlink, routers)?;
     let (host, net) = pair(&mut netlink, config)?;
-    arrange(&mut netlink, config, (&host, &net), routers)?;
+    arrange(&mut netlink, config, (&host, &net), routers, prefixes)?;
     if routers.v4.is_some() {
         switch_redirects_off()?;
     }
@@ -42,6 +47,21 @@ pub(crate) fn set_up(config: &Config, routers: Router) -> Result<Pair, Error> {
         net_index: net.index.as_u32(),
         net_mac: mac(&net)?,
     })
+}
+
+/// The routes of the pods' prefixes, over the router pair that was set up.
+#[derive(Debug)]
+pub(crate) struct KernelRoutes {
+    pub(crate) config: Config,
+    pub(crate) routers: Router,
+}
+
+impl Routes for KernelRoutes {
+    fn lead_to_pods(&self, prefixes: &[IpNetwork]) -> Result<(), Source> {
+        let mut netlink = Netlink::open()?;
+        let (host, net) = pair(&mut netlink, &self.config)?;
+        Ok(arrange(&mut netlink, &self.config, (&host, &net), self.routers, prefixes)?)
+    }
 }
 
 /// The MTU of the interface that leads out of the node: the smallest, where there are several.
@@ -165,6 +185,7 @@ fn arrange(
     config: &Config,
     (host, net): (&Link, &Link),
     routers: Router,
+    prefixes: &[IpNetwork],
 ) -> Result<(), Error> {
     for link in [host, net].into_iter().filter(|link| link.group == UNFINISHED_GROUP) {
         // The alias comes first: with neither, nobody would know the link any more.
@@ -175,19 +196,24 @@ fn arrange(
     }
     let owner =
         Owner::new(RouteProtocol(ROUTE_PROTOCOL)).with_link(host.index).with_link(net.index);
-    let desired = desired(config, host.index, net.index, routers);
+    let desired = desired(config, (host.index, net.index), routers, prefixes);
     let observed = Observed::read(netlink, &owner, &desired)
         .map_err(trouble("read", "the node's links, addresses and routes"))?;
     let plan = podwire_route::plan(&desired, &observed, &owner);
     if let Some(conflict) = plan.conflicts.first() {
-        let source = format!("{conflict}; remove that, or choose another --pod-cidr");
+        let source = format!("{conflict}; remove that, or choose other pod prefixes");
         return Err(trouble("set up", "the node's routes")(source));
     }
     podwire_route::apply(netlink, &plan.changes)
         .map_err(trouble("set up", "the node's links, addresses and routes"))
 }
 
-fn desired(config: &Config, host: IfIndex, net: IfIndex, routers: Router) -> Desired {
+fn desired(
+    config: &Config,
+    (host, net): (IfIndex, IfIndex),
+    routers: Router,
+    prefixes: &[IpNetwork],
+) -> Desired {
     // Without a link-local address the kernel sends no multicast of its own into the datapath, and
     // no IPv6 redirects to pods.
     let state = |index| {
@@ -205,7 +231,7 @@ fn desired(config: &Config, host: IfIndex, net: IfIndex, routers: Router) -> Des
                 Address::new(host, IpNetwork::from(address)).with_protocol(ROUTE_PROTOCOL)
             })
             .collect(),
-        routes: desired_routes(config, host, routers),
+        routes: desired_routes(prefixes, host, routers),
         ..Desired::default()
     }
 }
@@ -216,12 +242,12 @@ fn mark(config: &Config) -> String {
 
 /// The route to the router comes first: without it the kernel refuses a gateway that is an address
 /// of its own. IPv6 refuses such a gateway always.
-fn desired_routes(config: &Config, host: IfIndex, routers: Router) -> Vec<Route> {
+fn desired_routes(prefixes: &[IpNetwork], host: IfIndex, routers: Router) -> Vec<Route> {
     let mut routes = Vec::new();
     if let Some(router) = routers.v4 {
         routes.push(Route::new(IpNetwork::from(IpAddr::from(router))).dev(host));
     }
-    for &cidr in &config.pod_cidrs {
+    for &cidr in prefixes {
         let route = match (cidr, routers.v4, routers.v6) {
             (IpNetwork::V4(_), Some(v4), _) => {
                 Route::new(cidr).via(v4.into()).dev(host).preferred_source(v4.into())
@@ -286,7 +312,7 @@ mod tests {
             cidrs.iter().map(|cidr| cidr.parse().unwrap()).collect(),
         );
         let host = IfIndex::new(7).unwrap();
-        let routes = desired_routes(&config, host, config.routers().unwrap());
+        let routes = desired_routes(&config.pod_cidrs, host, config.routers().unwrap());
         let shown: Vec<_> = routes
             .iter()
             .map(|route| {

@@ -4,6 +4,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fmt::Debug;
 
+use ipnetwork::IpNetwork;
 use podwire_api::{AttachMode, Delivery, Difference, Disciplines, Interface, Mac};
 use podwire_ipam::Addresses;
 
@@ -120,4 +121,10 @@ pub(crate) trait Links: Debug + Send + Sync {
 
     /// What hangs on these.
     fn survey(&self, indices: &[u32]) -> Result<Survey, Source>;
+}
+
+/// The routes of the node's namespace.
+pub(crate) trait Routes: Debug + Send + Sync {
+    /// Lets these prefixes lead to the pods, and no other prefix any more.
+    fn lead_to_pods(&self, prefixes: &[IpNetwork]) -> Result<(), Source>;
 }

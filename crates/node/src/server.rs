@@ -12,7 +12,8 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use podwire_api::{
-    EndpointId, EndpointRequest, ErrorBody, ErrorCode, GcRequest, LeaseRequest, MAX_BODY, Removal,
+    CheckRequest, CidrRequest, EndpointId, EndpointRequest, ErrorBody, ErrorCode, GcRequest,
+    LeaseRequest, MAX_BODY, PoolRequest, Removal, Reservation,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -21,6 +22,7 @@ use tokio::sync::Semaphore;
 
 use crate::Error;
 use crate::agent::Shared;
+use crate::choice::shown;
 
 /// How long a client may take over a request's head, and so how long an idle connection is kept.
 const HEAD_DEADLINE: Duration = Duration::from_secs(30);
@@ -33,6 +35,8 @@ const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Connections at a time. A runtime adds a few dozen pods at once; each takes one.
 const CONNECTIONS: usize = 512;
+
+const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Answers requests until `stop` is done, and then those that are under way.
 pub(crate) async fn serve(
@@ -106,6 +110,15 @@ fn router(shared: Arc<Shared>) -> Router {
         .route("/v1/endpoints", get(endpoints))
         .route("/v1/endpoints/{container_id}/{ifname}", get(endpoint).put(create).delete(delete))
         .route("/v1/endpoints/{container_id}/{ifname}/inspection", get(inspect))
+        .route("/v1/pools", get(pools))
+        .route("/v1/pools/{name}", axum::routing::put(create_pool).delete(delete_pool))
+        .route("/v1/pools/{name}/cidrs", axum::routing::post(edit_pool))
+        .route("/v1/reservations", get(reservations).post(reserve))
+        .route("/v1/reservations/{address}", axum::routing::delete(unreserve))
+        .route("/v1/sticky", get(stickies))
+        .route("/v1/sticky/{name}", axum::routing::delete(forget))
+        .route("/v1/ipam/check", axum::routing::post(check))
+        .route("/metrics", get(metrics))
         .route("/v1/gc", axum::routing::post(collect))
         .route("/v1/status", get(status))
         .route("/v1/config", get(config))
@@ -125,7 +138,7 @@ async fn lease(State(shared): State<Arc<Shared>>, request: Request) -> Response 
 }
 
 async fn leases(State(shared): State<Arc<Shared>>) -> Response {
-    answer(move || Ok(shared.node.leases())).await
+    answer(move || shared.node.leases()).await
 }
 
 async fn release(State(shared): State<Arc<Shared>>, Path(names): Names) -> Response {
@@ -173,11 +186,92 @@ async fn endpoints(State(shared): State<Arc<Shared>>) -> Response {
 }
 
 async fn status(State(shared): State<Arc<Shared>>) -> Response {
-    answer(move || Ok(shared.status())).await
+    answer(move || shared.status()).await
 }
 
 async fn config(State(shared): State<Arc<Shared>>) -> Response {
     answer(move || Ok(shared.config.clone())).await
+}
+
+async fn pools(State(shared): State<Arc<Shared>>) -> Response {
+    answer(move || shared.node.pools()).await
+}
+
+async fn create_pool(
+    State(shared): State<Arc<Shared>>,
+    Path(name): Path<String>,
+    request: Request,
+) -> Response {
+    let request: PoolRequest = match body(request).await {
+        Ok(request) => request,
+        Err(refusal) => return refusal.into_response(),
+    };
+    answer(move || shared.node.create_pool(&name, &request)).await
+}
+
+async fn edit_pool(
+    State(shared): State<Arc<Shared>>,
+    Path(name): Path<String>,
+    request: Request,
+) -> Response {
+    let request: CidrRequest = match body(request).await {
+        Ok(request) => request,
+        Err(refusal) => return refusal.into_response(),
+    };
+    answer(move || shared.node.edit_pool(&name, request)).await
+}
+
+async fn delete_pool(State(shared): State<Arc<Shared>>, Path(name): Path<String>) -> Response {
+    answer(move || Ok(Removal { outcome: shared.node.delete_pool(&name)? })).await
+}
+
+async fn reservations(State(shared): State<Arc<Shared>>) -> Response {
+    answer(move || shared.node.reservations()).await
+}
+
+async fn reserve(State(shared): State<Arc<Shared>>, request: Request) -> Response {
+    let request: Reservation = match body(request).await {
+        Ok(request) => request,
+        Err(refusal) => return refusal.into_response(),
+    };
+    answer(move || shared.node.reserve(&request)).await
+}
+
+async fn unreserve(State(shared): State<Arc<Shared>>, Path(address): Path<String>) -> Response {
+    answer(move || {
+        let parsed = address.parse();
+        let address =
+            parsed.map_err(|_| Error::Invalid(format!("{} is no address", shown(&address))))?;
+        Ok(Removal { outcome: shared.node.unreserve(address)? })
+    })
+    .await
+}
+
+async fn stickies(State(shared): State<Arc<Shared>>) -> Response {
+    answer(move || shared.node.stickies()).await
+}
+
+async fn forget(State(shared): State<Arc<Shared>>, Path(name): Path<String>) -> Response {
+    answer(move || Ok(Removal { outcome: shared.node.forget_sticky(&name)? })).await
+}
+
+async fn check(State(shared): State<Arc<Shared>>, request: Request) -> Response {
+    let request: CheckRequest = match body(request).await {
+        Ok(request) => request,
+        Err(refusal) => return refusal.into_response(),
+    };
+    answer(move || shared.node.check(request.disagreements)).await
+}
+
+async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
+    match tokio::task::spawn_blocking(move || shared.metrics()).await {
+        Ok(Ok(text)) => ([(header::CONTENT_TYPE, OPEN_METRICS)], text).into_response(),
+        Ok(Err(error)) => Refusal::from(&error).into_response(),
+        Err(error) => {
+            tracing::error!(%error, "the metrics");
+            StatusCode::INTERNAL_SERVER_ERROR.into_response()
+        }
+    }
 }
 
 async fn unknown_path(uri: Uri) -> Refusal {
@@ -285,37 +379,35 @@ mod tests {
     use std::thread;
 
     use podwire_api::{AgentConfig, AttachMode, EndpointId};
-    use podwire_ipam::{Allocator, PoolConfig};
     use tokio::sync::oneshot;
 
     use super::*;
-    use crate::memory::{MemoryDatapath, MemoryLinks};
-    use crate::node::Node;
-    use crate::store::Store;
-    use crate::{Config, runtime};
+    use crate::choice::Chooser;
+    use crate::memory::{MemoryDatapath, MemoryLinks, MemoryRoutes};
+    use crate::node::{Kernel, Node};
+    use crate::{Config, runtime, store};
 
     fn shared(folder: &Path) -> Arc<Shared> {
         let cidrs = vec!["10.1.0.0/30".parse().unwrap()];
         let config = Config::new("n1".parse().unwrap(), cidrs.clone());
-        let opened = Store::open(&folder.join("podwire.redb"), &config.node, "boot").unwrap();
+        let ipam = store::open(&folder.join("podwire.redb"), &config.node, "boot").unwrap().ipam;
+        crate::pools::arrange(&ipam, &config, &store::PodCidrs::default()).unwrap();
+        let kernel = Kernel {
+            datapath: Arc::new(MemoryDatapath::default()),
+            links: Arc::new(MemoryLinks::default()),
+            routes: Arc::new(MemoryRoutes::default()),
+        };
+        let chooser = Chooser::new(config.default_pools.clone(), None);
+        let node = Node::new(&config, chooser, ipam, Vec::new(), kernel).unwrap();
         let agent = AgentConfig {
             node: config.node_config().unwrap(),
-            pod_cidrs: cidrs.clone(),
+            pod_cidrs: cidrs,
             attach: AttachMode::Tcx,
             slots: config.slots,
             state_dir: config.state_dir,
             run_dir: config.run_dir,
             bpffs: config.bpffs,
         };
-        let node = Node::new(
-            agent.node.clone(),
-            Allocator::new(&PoolConfig::new("default", cidrs)).unwrap(),
-            Vec::new(),
-            opened.store,
-            Arc::new(MemoryDatapath::default()),
-            Arc::new(MemoryLinks::default()),
-        )
-        .unwrap();
         Arc::new(Shared::new(node, agent))
     }
 
@@ -399,7 +491,31 @@ mod tests {
             assert_eq!(client.leases().unwrap().len(), 2);
             assert_eq!(client.endpoints().unwrap(), []);
             assert_eq!(client.config().unwrap().node, reply.node);
-            assert_eq!(client.status().unwrap().pools[0].pending, 2);
+            assert_eq!(client.status().unwrap().pools[0].cidrs[0].pending, 2);
+        });
+    }
+
+    #[test]
+    fn pools_are_served() {
+        serving(|socket| {
+            let client = podwire_api::Client::new(socket);
+            let cidr = "10.9.0.0/30".parse().unwrap();
+            let request = PoolRequest { cidrs: vec![cidr], ..PoolRequest::default() };
+            assert_eq!(client.create_pool("blue", &request).unwrap().cidrs[0].size, 2);
+            let drain = CidrRequest { edit: podwire_api::CidrEdit::Drain, cidr };
+            assert!(client.edit_pool("blue", &drain).unwrap().cidrs[0].drained);
+            assert_eq!(client.pools().unwrap().len(), 2);
+            let address = "10.1.0.2".parse().unwrap();
+            let reservation = Reservation { address, why: "printer".into() };
+            assert_eq!(client.reserve(&reservation).unwrap(), reservation);
+            assert_eq!(client.reservations().unwrap(), [reservation]);
+            assert_eq!(client.unreserve(address).unwrap(), podwire_api::Removed::Removed);
+            assert_eq!(client.forget("shop/web-0").unwrap(), podwire_api::Removed::Absent);
+            assert_eq!(client.stickies().unwrap(), []);
+            assert_eq!(client.check(CheckRequest::default()).unwrap().disagreements, []);
+            let metrics = client.metrics().unwrap();
+            assert!(metrics.contains("podwire_ipam_addresses{pool=\"blue\""), "{metrics}");
+            assert_eq!(client.delete_pool("blue").unwrap(), podwire_api::Removed::Removed);
         });
     }
 

@@ -1,217 +1,112 @@
-use std::collections::BTreeMap;
-use std::fs::OpenOptions;
-use std::os::unix::fs::OpenOptionsExt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+//! What the agent keeps on disk: one file, with the tables of the addresses and its own.
 
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use ipnetwork::IpNetwork;
 use podwire_api::{Endpoint, EndpointId, NodeName, Repair};
-use redb::backends::FileBackend;
-use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition};
+use podwire_ipam::durable::{self, Change, FileStore, Ipam, Recovered, Store};
 
 use crate::Error;
 use crate::error::Source;
-use crate::worker::{Begun, Worker};
 
-const META: TableDefinition<'_, &str, &str> = TableDefinition::new("meta");
+/// The addresses and the agent's own tables. Changes that are begun while others are being synced
+/// reach the disk together with those that come meanwhile, as one transaction.
+pub(crate) type Records = Ipam<FileStore>;
+
 /// `<container id>/<ifname>` to the endpoint as JSON, the API's own form: readable with any tool,
 /// and fields can be added without a migration.
-const ENDPOINTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("endpoints");
+const ENDPOINTS: &str = "endpoints";
+/// Whose the file is, and what it began its life with.
+const NODE: &str = "node";
 
-const FORMAT: &str = "1";
+const FORMAT: &str = "2";
 
-/// redb's default is 1 GiB. The whole database of a full node is a few hundred KiB.
-const CACHE: usize = 1 << 20;
-
-/// The agent's durable records, in one redb file that this process alone may open.
-///
-/// Writes that arrive while one is being synced are committed together, as one transaction; each
-/// caller waits until its own has reached the disk.
-#[derive(Debug)]
-pub(crate) struct Store {
-    worker: Worker<Change, Result<(), Arc<Error>>>,
+/// The prefixes that a start was given.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct PodCidrs {
+    pub(crate) given: Vec<IpNetwork>,
+    /// Those of earlier starts that were still held then.
+    pub(crate) given_up: Vec<IpNetwork>,
 }
 
-/// What [`Store::open`] found.
+/// What [`open`] found.
 #[derive(Debug)]
 pub(crate) struct Opened {
-    pub(crate) store: Store,
-    pub(crate) records: Vec<Endpoint>,
-    /// Records of another boot, which were dropped.
+    pub(crate) ipam: Records,
+    pub(crate) endpoints: Vec<Endpoint>,
+    /// The prefixes that the last start was given.
+    pub(crate) options: PodCidrs,
+    /// What belonged to another boot and was dropped, and what else is worth telling.
     pub(crate) repairs: Vec<Repair>,
+    /// Whether the file is new because the one before was damaged: the kernel knows what was in it.
+    pub(crate) is_rebuilt: bool,
 }
 
-#[derive(Debug)]
-enum Change {
-    Put(EndpointId, Vec<u8>),
-    Delete(EndpointId),
+/// Opens or creates the file. What another boot has left of endpoints and leases is dropped: its links,
+/// maps and namespaces went with that boot. A file that is damaged is set aside, and an empty one takes
+/// its place.
+pub(crate) fn open(path: &Path, node: &NodeName, boot_id: &str) -> Result<Opened, Error> {
+    let damage = match open_whole(path, node, boot_id) {
+        Err(error @ Error::StoreDamaged { .. }) => error,
+        other => return other,
+    };
+    let aside = set_aside(path)?;
+    tracing::error!(
+        error = crate::error::chain(&damage),
+        aside = %aside.display(),
+        "the database is set aside, and rebuilt from what the kernel has"
+    );
+    let mut opened = open_whole(path, node, boot_id)?;
+    opened.is_rebuilt = true;
+    opened.repairs.push(Repair {
+        object: path.display().to_string(),
+        found: crate::error::chain(&damage),
+        done: format!(
+            "set aside as {}; endpoints and their leases are taken from the kernel, edits of pools, \
+             reservations and sticky names are lost",
+            aside.display()
+        ),
+    });
+    Ok(opened)
 }
 
-impl Store {
-    /// Opens or creates the file. What another boot has left in it is dropped: its links, maps and
-    /// namespaces went with that boot.
-    pub(crate) fn open(path: &Path, node: &NodeName, boot_id: &str) -> Result<Opened, Error> {
-        let database = open_database(path)?;
-        let failed = failure("read the records", path);
-        let (meta, raw) = read(&database).map_err(&failed)?;
-        let damaged = |source: Source| Error::StoreDamaged { path: path.to_owned(), source };
-        if let Some(format) = meta.get("format").filter(|format| *format != FORMAT) {
-            let why = format!("format {format}, this version writes {FORMAT}");
-            return Err(damaged(why.into()));
-        }
-        let same_boot = meta.get("boot-id").is_some_and(|found| found == boot_id);
-        let mut records = Vec::with_capacity(raw.len());
-        let mut repairs = Vec::new();
-        for (id, json) in &raw {
-            if same_boot {
-                records.push(decode(id, json).map_err(&damaged)?);
-            } else {
-                repairs.push(Repair {
-                    object: format!("endpoint {id}"),
-                    found: "recorded before the machine's last start".into(),
-                    done: "record dropped, addresses free".into(),
-                });
-            }
-        }
-        if let Some(found) = meta.get("node")
-            && found != node.as_str()
-            && !records.is_empty()
-        {
-            return Err(Error::StoreOfAnotherNode {
-                path: path.to_owned(),
-                found: found.clone(),
-                node: node.to_string(),
-                endpoints: records.len(),
-            });
-        }
-        begin_boot(&database, node, boot_id, same_boot)
-            .map_err(failure("write the node's name and boot id", path))?;
-
-        let write = failure("write endpoints", path);
-        let (reopened, mut database) = (path.to_owned(), Some(database));
-        let worker = Worker::start("podwire-store", move |changes: Vec<Change>| {
-            let open = match database.take() {
-                Some(open) => open,
-                None => open_database(&reopened).map_err(Arc::new)?,
-            };
-            let committed = commit(&open, &changes).map_err(|source| Arc::new(write(source)));
-            database = match &committed {
-                Ok(()) => Some(open),
-                // After an error of the disk redb does nothing any more until it is opened again.
-                Err(_) => {
-                    drop(open);
-                    open_database(&reopened).ok()
-                }
-            };
-            committed
-        })
-        .map_err(|source| Error::Folder {
-            operation: "start a thread for",
-            path: path.to_owned(),
-            source,
-        })?;
-        Ok(Opened { store: Self { worker }, records, repairs })
-    }
-
-    /// Records an endpoint; it is on the disk when this returns.
-    pub(crate) fn put(&self, endpoint: &Endpoint) -> Result<(), Arc<Error>> {
-        self.begin_put(endpoint)?.wait()
-    }
-
-    /// Records an endpoint meanwhile.
-    pub(crate) fn begin_put(&self, endpoint: &Endpoint) -> Result<Changing, Arc<Error>> {
-        let json = serde_json::to_vec(endpoint).map_err(|error| {
-            Arc::new(Error::Store {
-                operation: "encode an endpoint",
-                path: PathBuf::new(),
-                source: error.into(),
-            })
-        })?;
-        Ok(Changing(self.worker.begin(Change::Put(endpoint.id.clone(), json))))
-    }
-
-    /// Forgets an endpoint; it is gone from the disk when this returns.
-    pub(crate) fn delete(&self, id: &EndpointId) -> Result<(), Arc<Error>> {
-        self.begin_delete(id).wait()
-    }
-
-    /// Forgets an endpoint meanwhile.
-    pub(crate) fn begin_delete(&self, id: &EndpointId) -> Changing {
-        Changing(self.worker.begin(Change::Delete(id.clone())))
-    }
+/// The change that records an endpoint.
+pub(crate) fn put(endpoint: &Endpoint) -> Result<Change, Error> {
+    let json = serde_json::to_vec(endpoint).map_err(|error| Error::Store {
+        operation: "encode an endpoint",
+        path: PathBuf::new(),
+        source: error.into(),
+    })?;
+    Ok(Change::put(ENDPOINTS, endpoint.id.to_string(), json))
 }
 
-/// A change on its way to the disk.
-#[must_use]
-pub(crate) struct Changing(Begun<Result<(), Arc<Error>>>);
+/// The change that forgets an endpoint.
+pub(crate) fn remove(id: &EndpointId) -> Change {
+    Change::remove(ENDPOINTS, id.to_string())
+}
 
-impl Changing {
-    /// Waits until it is there.
-    pub(crate) fn wait(self) -> Result<(), Arc<Error>> {
-        self.0.wait().unwrap_or_else(|| Err(Arc::new(Error::Died("store"))))
-    }
+/// The changes that record the prefixes that the agent was started with.
+pub(crate) fn put_pod_cidrs(options: &PodCidrs) -> Vec<Change> {
+    let list = |cidrs: &[IpNetwork]| {
+        let list: Vec<String> = cidrs.iter().map(ToString::to_string).collect();
+        list.join(",")
+    };
+    vec![
+        Change::put(NODE, "pod-cidrs", list(&options.given)),
+        Change::put(NODE, "given-up", list(&options.given_up)),
+    ]
 }
 
 /// Whether a process has the file open, damaged or not.
 pub(crate) fn is_locked(path: &Path) -> Result<bool, Error> {
-    match open_database(path) {
-        Err(Error::StoreLocked { .. }) => Ok(true),
-        Ok(_) | Err(Error::StoreDamaged { .. }) => Ok(false),
-        Err(error) => Err(error),
+    match FileStore::open(path) {
+        Ok(_) => Ok(false),
+        Err(error) if error.is_locked() => Ok(true),
+        Err(error) if error.is_damaged() => Ok(false),
+        Err(error) => Err(of_file(path)(error)),
     }
-}
-
-fn open_database(path: &Path) -> Result<Database, Error> {
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .custom_flags(nix::libc::O_NOFOLLOW)
-        .open(path)
-        .map_err(|source| Error::Folder { operation: "open", path: path.to_owned(), source })?;
-    // redb verifies every page of this small file now rather than trusting it, and may still panic
-    // over one that is damaged in a way it did not think of.
-    let opened = catch_unwind(AssertUnwindSafe(|| {
-        let backend = FileBackend::new(file)?;
-        Database::builder()
-            .set_cache_size(CACHE)
-            .set_check_integrity_on_open(true)
-            .create_with_backend(backend)
-    }));
-    let path = path.to_owned();
-    match opened {
-        Ok(Ok(database)) => Ok(database),
-        Ok(Err(DatabaseError::DatabaseAlreadyOpen | DatabaseError::LockProtocolMismatch)) => {
-            Err(Error::StoreLocked { path })
-        }
-        Ok(Err(source)) => Err(Error::StoreDamaged { path, source: source.into() }),
-        Err(_) => Err(Error::StoreDamaged { path, source: "redb cannot make sense of it".into() }),
-    }
-}
-
-type Tables = (BTreeMap<String, String>, Vec<(String, Vec<u8>)>);
-
-fn read(database: &Database) -> Result<Tables, Source> {
-    let transaction = database.begin_read()?;
-    let mut meta = BTreeMap::new();
-    match transaction.open_table(META) {
-        Ok(table) => {
-            for entry in table.iter()? {
-                let (key, value) = entry?;
-                meta.insert(key.value().to_owned(), value.value().to_owned());
-            }
-        }
-        Err(redb::TableError::TableDoesNotExist(_)) => return Ok((meta, Vec::new())),
-        Err(error) => return Err(error.into()),
-    }
-    let mut endpoints = Vec::new();
-    for entry in transaction.open_table(ENDPOINTS)?.iter()? {
-        let (key, value) = entry?;
-        endpoints.push((key.value().to_owned(), value.value().to_owned()));
-    }
-    Ok((meta, endpoints))
 }
 
 /// One record of the table of endpoints.
@@ -219,56 +114,121 @@ pub(crate) fn decode(id: &str, json: &[u8]) -> Result<Endpoint, Source> {
     serde_json::from_slice(json).map_err(|error| format!("endpoint {id}: {error}").into())
 }
 
-fn begin_boot(
-    database: &Database,
-    node: &NodeName,
-    boot_id: &str,
-    same_boot: bool,
-) -> Result<(), Source> {
-    let transaction = database.begin_write()?;
-    {
-        let mut meta = transaction.open_table(META)?;
-        meta.insert("format", FORMAT)?;
-        meta.insert("node", node.as_str())?;
-        meta.insert("boot-id", boot_id)?;
-        let mut endpoints = transaction.open_table(ENDPOINTS)?;
-        if !same_boot {
-            endpoints.retain(|_, _| false)?;
+fn open_whole(path: &Path, node: &NodeName, boot_id: &str) -> Result<Opened, Error> {
+    let mut store = FileStore::open(path).map_err(of_file(path))?;
+    let damaged = |source: Source| Error::StoreDamaged { path: path.to_owned(), source };
+    let own = read_texts(&mut store, NODE).map_err(of_file(path))?;
+    let value =
+        |key: &str| own.iter().find(|(found, _)| found == key).map(|(_, value)| value.as_str());
+    if let Some(format) = value("format").filter(|format| *format != FORMAT) {
+        let why = format!("format {format}, this version writes {FORMAT}");
+        return Err(damaged(why.into()));
+    }
+    let same_boot = value("boot-id").is_some_and(|found| found == boot_id);
+    let mut changes = vec![
+        Change::put(NODE, "format", FORMAT),
+        Change::put(NODE, "name", node.as_str()),
+        Change::put(NODE, "boot-id", boot_id),
+    ];
+    let (mut endpoints, mut repairs) = (Vec::new(), Vec::new());
+    for (id, json) in store.load(ENDPOINTS).map_err(of_file(path))? {
+        let id = String::from_utf8_lossy(&id).into_owned();
+        if same_boot {
+            endpoints.push(decode(&id, &json).map_err(&damaged)?);
+        } else {
+            changes.push(Change::remove(ENDPOINTS, id.as_str()));
+            repairs.push(of_another_boot(format!("endpoint {id}"), "record dropped"));
         }
     }
-    transaction.commit()?;
-    Ok(())
-}
-
-fn commit(database: &Database, changes: &[Change]) -> Result<(), Source> {
-    let transaction = database.begin_write()?;
+    if let Some(found) = value("name")
+        && found != node.as_str()
+        && !endpoints.is_empty()
     {
-        let mut endpoints = transaction.open_table(ENDPOINTS)?;
-        for change in changes {
-            match change {
-                Change::Put(id, json) => {
-                    endpoints.insert(id.to_string().as_str(), json.as_slice())?;
-                }
-                Change::Delete(id) => {
-                    endpoints.remove(id.to_string().as_str())?;
-                }
-            }
-        }
+        return Err(Error::StoreOfAnotherNode {
+            path: path.to_owned(),
+            found: found.to_owned(),
+            node: node.to_string(),
+            endpoints: endpoints.len(),
+        });
     }
-    transaction.commit()?;
-    Ok(())
+    let list = |key: &str| {
+        let list = value(key).unwrap_or_default();
+        list.split(',').filter_map(|cidr| cidr.parse().ok()).collect()
+    };
+    let options = PodCidrs { given: list("pod-cidrs"), given_up: list("given-up") };
+    store.commit(&changes).map_err(of_file(path))?;
+    let (ipam, Recovered { dropped, .. }) =
+        Ipam::open(store, boot_id).map_err(|error| of_ipam(path, error))?;
+    for lease in dropped {
+        let done = format!("dropped, {} free", lease.addresses);
+        repairs.push(of_another_boot(format!("lease of {}", lease.owner), &done));
+    }
+    Ok(Opened { ipam, endpoints, options, repairs, is_rebuilt: false })
 }
 
-fn failure(operation: &'static str, path: &Path) -> impl Fn(Source) -> Error + Send + use<> {
+fn read_texts(
+    store: &mut FileStore,
+    table: &str,
+) -> Result<Vec<(String, String)>, durable::FileStoreError> {
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    let entries = store.load(table)?;
+    Ok(entries.into_iter().map(|(key, value)| (text(key), text(value))).collect())
+}
+
+fn of_another_boot(object: String, done: &str) -> Repair {
+    let found = "recorded before the machine's last start".into();
+    Repair { object, found, done: done.to_owned() }
+}
+
+/// Moves a damaged file to a name that says when, and that nothing has yet.
+fn set_aside(path: &Path) -> Result<PathBuf, Error> {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let aside = (0..)
+        .map(|more: u64| {
+            let mut name = path.as_os_str().to_owned();
+            name.push(format!(".damaged-{}", since + more));
+            PathBuf::from(name)
+        })
+        .find(|aside| !aside.exists())
+        .unwrap_or_default();
+    fs::rename(path, &aside).map_err(|source| Error::Folder {
+        operation: "set aside",
+        path: path.to_owned(),
+        source,
+    })?;
+    Ok(aside)
+}
+
+fn of_file(path: &Path) -> impl Fn(durable::FileStoreError) -> Error + use<> {
     let path = path.to_owned();
-    move |source| Error::Store { operation, path: path.clone(), source }
+    move |error| {
+        let path = path.clone();
+        if error.is_locked() {
+            Error::StoreLocked { path }
+        } else if error.is_damaged() {
+            Error::StoreDamaged { path, source: error.into() }
+        } else {
+            Error::Store { operation: "open the records", path, source: error.into() }
+        }
+    }
+}
+
+fn of_ipam(path: &Path, error: durable::Error) -> Error {
+    let path = path.to_owned();
+    if error.is_damaged() {
+        return Error::StoreDamaged { path, source: error.into() };
+    }
+    Error::Store { operation: "read the leases", path, source: error.into() }
 }
 
 #[cfg(test)]
 mod tests {
     use podwire_api::{Delivery, Mac};
+    use podwire_ipam::{Owner, PoolConfig, Request, Time};
 
     use super::*;
+
+    const NOW: Time = Time::from_secs(1000);
 
     fn node() -> NodeName {
         "n1".parse().unwrap()
@@ -292,105 +252,118 @@ mod tests {
         }
     }
 
+    fn database() -> (tempfile::TempDir, PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("podwire.redb");
+        (folder, path)
+    }
+
+    fn add(ipam: &Records, container: &str) {
+        let changes = vec![put(&endpoint(container)).unwrap()];
+        ipam.begin(changes).unwrap().wait().unwrap();
+    }
+
+    /// A pool with one confirmed lease, and an endpoint.
+    fn fill(ipam: &Records) -> Owner {
+        let pool = PoolConfig::new("default", vec!["10.0.0.0/24".parse().unwrap()]);
+        ipam.add_pool(&pool).unwrap();
+        ipam.reserve("10.0.0.9".parse().unwrap(), "printer").unwrap();
+        let owner = Owner::new("a", "eth0");
+        ipam.allocate(&owner, &Request::default().sticky("shop/web-0"), NOW).unwrap();
+        ipam.begin_confirm(&owner, vec![put(&endpoint("a")).unwrap()]).unwrap().wait().unwrap();
+        owner
+    }
+
     #[test]
     fn records_survive_a_restart() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("podwire.redb");
-        let opened = Store::open(&path, &node(), "boot-1").unwrap();
-        assert_eq!(opened.records, []);
-        opened.store.put(&endpoint("a")).unwrap();
-        opened.store.put(&endpoint("b")).unwrap();
-        opened.store.delete(&endpoint("a").id).unwrap();
-        opened.store.delete(&endpoint("never").id).unwrap();
-        drop(opened.store);
+        let (_folder, path) = database();
+        let opened = open(&path, &node(), "boot-1").unwrap();
+        assert_eq!(opened.endpoints, []);
+        add(&opened.ipam, "a");
+        add(&opened.ipam, "b");
+        let gone = vec![remove(&endpoint("a").id), remove(&endpoint("never").id)];
+        opened.ipam.begin(gone).unwrap().wait().unwrap();
+        let given = vec!["10.0.0.0/24".parse().unwrap(), "fd00::/64".parse().unwrap()];
+        let options = PodCidrs { given, given_up: vec!["10.1.0.0/24".parse().unwrap()] };
+        opened.ipam.begin(put_pod_cidrs(&options)).unwrap().wait().unwrap();
+        drop(opened.ipam);
 
-        let opened = Store::open(&path, &node(), "boot-1").unwrap();
-        assert_eq!(opened.records, [endpoint("b")]);
-        assert_eq!(opened.repairs, []);
+        let opened = open(&path, &node(), "boot-1").unwrap();
+        assert_eq!(opened.endpoints, [endpoint("b")]);
+        assert_eq!((opened.repairs, opened.options), (Vec::new(), options));
+        assert!(!opened.is_rebuilt);
     }
 
     #[test]
-    fn another_boot_drops_and_reports() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("podwire.redb");
-        let opened = Store::open(&path, &node(), "boot-1").unwrap();
-        opened.store.put(&endpoint("a")).unwrap();
-        drop(opened.store);
+    fn another_boot_drops_what_died_and_keeps_what_was_meant_to_stay() {
+        let (_folder, path) = database();
+        let opened = open(&path, &node(), "boot-1").unwrap();
+        let owner = fill(&opened.ipam);
+        drop(opened.ipam);
 
-        let opened = Store::open(&path, &node(), "boot-2").unwrap();
-        assert_eq!(opened.records, []);
-        assert_eq!(opened.repairs.len(), 1);
-        assert_eq!(opened.repairs[0].object, "endpoint a/eth0");
-        drop(opened.store);
-        assert_eq!(Store::open(&path, &node(), "boot-2").unwrap().repairs, []);
-    }
-
-    #[test]
-    fn concurrent_writes_all_arrive() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("podwire.redb");
-        let opened = Store::open(&path, &node(), "boot-1").unwrap();
-        std::thread::scope(|scope| {
-            for i in 0..64 {
-                let store = &opened.store;
-                scope.spawn(move || store.put(&endpoint(&format!("c{i}"))).unwrap());
-            }
-        });
-        drop(opened.store);
-        assert_eq!(Store::open(&path, &node(), "boot-1").unwrap().records.len(), 64);
+        let opened = open(&path, &node(), "boot-2").unwrap();
+        assert_eq!(opened.endpoints, []);
+        let told: Vec<&str> = opened.repairs.iter().map(|one| one.object.as_str()).collect();
+        assert_eq!(told, ["endpoint a/eth0", "lease of a/eth0"]);
+        assert_eq!(opened.ipam.lease(&owner).unwrap(), None);
+        assert_eq!(opened.ipam.reservations().unwrap().len(), 1);
+        assert_eq!(opened.ipam.stickies().unwrap()[0].0, "shop/web-0");
+        drop(opened.ipam);
+        assert_eq!(open(&path, &node(), "boot-2").unwrap().repairs, []);
     }
 
     #[test]
     fn a_second_owner_is_refused() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("podwire.redb");
-        let _first = Store::open(&path, &node(), "boot-1").unwrap();
-        let second = Store::open(&path, &node(), "boot-1").unwrap_err();
+        let (_folder, path) = database();
+        let _first = open(&path, &node(), "boot-1").unwrap();
+        let second = open(&path, &node(), "boot-1").unwrap_err();
         assert!(second.is_already_running(), "{second:?}");
+        assert!(is_locked(&path).unwrap());
     }
 
     #[test]
-    fn damaged_files_are_refused() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("podwire.redb");
-        std::fs::write(&path, b"this is no database").unwrap();
-        let error = Store::open(&path, &node(), "boot-1").unwrap_err();
-        assert!(matches!(error, Error::StoreDamaged { .. }), "{error:?}");
-
-        std::fs::remove_file(&path).unwrap();
-        let opened = Store::open(&path, &node(), "boot-1").unwrap();
-        for i in 0..32 {
-            opened.store.put(&endpoint(&format!("c{i}"))).unwrap();
-        }
-        drop(opened.store);
-        // Whatever byte is hit, the records are whole or the file is refused: no panic.
-        let whole = std::fs::read(&path).unwrap();
-        for page in 0..(whole.len() / 4096).min(64) {
+    fn a_damaged_file_is_set_aside_and_told() {
+        let (folder, path) = database();
+        let opened = open(&path, &node(), "boot-1").unwrap();
+        fill(&opened.ipam);
+        drop(opened.ipam);
+        let whole = fs::read(&path).unwrap();
+        let mut rebuilt = 0;
+        // Whatever is hit, the records are whole or the file is set aside: no panic, and never an empty
+        // store that says nothing.
+        for page in 0..whole.len() / 4096 {
             let mut bytes = whole.clone();
             for byte in &mut bytes[page * 4096..page * 4096 + 512] {
                 *byte ^= 0xa5;
             }
-            let other = folder.path().join(format!("{page}.redb"));
-            std::fs::write(&other, &bytes).unwrap();
-            match Store::open(&other, &node(), "boot-1") {
-                Ok(opened) => assert_eq!(opened.records.len(), 32, "page {page}"),
-                Err(Error::StoreDamaged { .. }) => {}
-                Err(error) => panic!("page {page}: {error:?}"),
+            let path = folder.path().join(format!("{page}.redb"));
+            fs::write(&path, &bytes).unwrap();
+            let opened = open(&path, &node(), "boot-1").unwrap();
+            if !opened.is_rebuilt {
+                assert_eq!((opened.endpoints.len(), opened.ipam.leases().unwrap().len()), (1, 1));
+                continue;
             }
+            rebuilt += 1;
+            assert_eq!(opened.endpoints, []);
+            let repair = &opened.repairs[0];
+            let aside = repair.done.split(' ').find(|word| word.contains(".damaged-")).unwrap();
+            assert_eq!(fs::read(aside.trim_end_matches(';')).unwrap(), bytes);
         }
+        assert!(rebuilt > 0, "no page of the file mattered");
+        fs::write(&path, b"this is no database").unwrap();
+        assert!(open(&path, &node(), "boot-1").unwrap().is_rebuilt);
     }
 
     #[test]
     fn a_renamed_node_does_not_adopt_endpoints() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("podwire.redb");
-        let opened = Store::open(&path, &node(), "boot-1").unwrap();
-        opened.store.put(&endpoint("a")).unwrap();
-        drop(opened.store);
-        let error = Store::open(&path, &"n2".parse().unwrap(), "boot-1").unwrap_err();
+        let (_folder, path) = database();
+        let opened = open(&path, &node(), "boot-1").unwrap();
+        add(&opened.ipam, "a");
+        drop(opened.ipam);
+        let error = open(&path, &"n2".parse().unwrap(), "boot-1").unwrap_err();
         assert!(matches!(error, Error::StoreOfAnotherNode { .. }), "{error:?}");
         assert!(error.hint().unwrap().contains("--node-name n1"));
         // After a reboot nothing is left that could be confused.
-        Store::open(&path, &"n2".parse().unwrap(), "boot-2").unwrap();
+        open(&path, &"n2".parse().unwrap(), "boot-2").unwrap();
     }
 }

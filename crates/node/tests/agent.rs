@@ -393,7 +393,8 @@ fn many_at_a_time() {
         });
     }
     let status = ask(host, Client::status);
-    assert_eq!((status.endpoints, status.pools[0].used, status.pools[0].cooling), (0, 0, 64));
+    let pool = &status.pools[0].cidrs[0];
+    assert_eq!((status.endpoints, pool.used, pool.cooling), (0, 0, 64));
     agent.stop();
 }
 

@@ -7,6 +7,7 @@ mod install;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnetwork::IpNetwork;
@@ -56,6 +57,20 @@ struct Options {
     /// MTU of the pods' default route; that of the interfaces if not given.
     #[arg(long, value_name = "BYTES")]
     route_mtu: Option<u32>,
+    /// Pools of pods for which neither they nor their namespace name others, in the order in which they
+    /// are tried.
+    #[arg(long, value_name = "NAME", value_delimiter = ',', default_value = "default")]
+    default_pool: Vec<String>,
+    /// Seconds that a released address rests before it is given out again, unless no other is left.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    cooldown: u64,
+    /// Seconds that a lease waits for its endpoint before it is taken back.
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    pending_ttl: u64,
+    /// Folder of Kubernetes manifests, watched: annotations of namespaces are learnt from it, and those
+    /// of pods where the runtime does not pass them.
+    #[arg(long, value_name = "DIR")]
+    manifests: Option<PathBuf>,
     /// Folder of the database.
     #[arg(long, value_name = "DIR", default_value = DEFAULT_STATE_DIR)]
     state_dir: PathBuf,
@@ -136,6 +151,10 @@ fn config(options: Options) -> Result<Config, String> {
     config.router = options.router;
     config.mtu = options.mtu;
     config.route_mtu = options.route_mtu;
+    config.default_pools = options.default_pool;
+    config.manifests = options.manifests;
+    config.cooldown = Duration::from_secs(options.cooldown);
+    config.pending_ttl = Duration::from_secs(options.pending_ttl);
     config.state_dir = options.state_dir;
     config.run_dir = options.run_dir;
     config.bpffs = options.bpffs;
@@ -189,11 +208,15 @@ mod tests {
             "--pod-cidr=fd00:1::/64",
             "--attach=tc",
             "--mtu=1400",
+            "--default-pool=blue,red",
+            "--manifests=/m",
         ]);
         let config = config(cli.agent).unwrap();
         config.validate().unwrap();
         assert_eq!(config.pod_cidrs.len(), 2);
         assert_eq!((config.attach, config.mtu), (AttachChoice::Tc, Some(1400)));
+        assert_eq!(config.default_pools, ["blue", "red"]);
+        assert_eq!(config.manifests, Some("/m".into()));
         assert!(Cli::try_parse_from(["podwired"]).is_err());
         assert!(Cli::try_parse_from(["podwired", "--pod-cidr=nonsense"]).is_err());
         assert!(Cli::try_parse_from(["podwired", "install-cni"]).is_ok());

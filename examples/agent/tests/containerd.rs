@@ -22,6 +22,7 @@ use std::{
 };
 
 use hyper_util::rt::TokioIo;
+use ipnetwork::IpNetwork;
 use k8s_cri::v1::{
     ContainerConfig, ContainerMetadata, CreateContainerRequest, ExecSyncRequest, ImageSpec,
     ImageStatusRequest, LinuxPodSandboxConfig, LinuxSandboxSecurityContext, ListPodSandboxRequest,
@@ -117,6 +118,106 @@ fn a_pod_whose_namespace_is_gone_is_stopped_and_removed() {
     containerd.node.host.remove_pod_netns(netns).unwrap();
     containerd.cri.stop_and_remove(&pod.sandbox).unwrap();
     containerd.assert_clean();
+}
+
+/// The pod's annotations come from containerd, the namespace's from a manifest.
+#[test]
+#[ignore = "needs root: a node in namespaces of its own"]
+fn pods_and_namespaces_choose_addresses_by_annotations() {
+    const FOLDER: &str = "/run/manifests";
+    let Some(mut containerd) = Containerd::start() else { return };
+    let host = containerd.node.host.clone();
+    let manifest = |name: &str, annotation: &str| {
+        let text = format!(
+            "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: {NAMESPACE}\n  annotations: \
+             {{ {annotation} }}\n"
+        );
+        let file = format!("{FOLDER}/{name}");
+        host.run(|| write(&format!("{file}.new"), &text)).unwrap();
+        host.run(|| fs::rename(format!("{file}.new"), file)).unwrap();
+    };
+    let problems = |containerd: &Containerd| {
+        containerd.node.cli(&["status"])["problems"].as_array().unwrap().clone()
+    };
+    host.run(|| fs::create_dir(FOLDER)).unwrap();
+    containerd.node.restart_with(&["--manifests", FOLDER]);
+    let cri = &containerd.cri;
+    let refused = |annotations: &[(&str, &str)]| {
+        let error = cri.run_annotated("a", annotations).unwrap_err();
+        cri.remove_all_of("a").unwrap();
+        error.message().to_owned()
+    };
+
+    let given = [("podwire.io/ips", "10.1.0.77,fd00:1::77"), ("podwire.io/pool", "default")];
+    let sandbox = cri.run_annotated("a", &given).unwrap();
+    assert_eq!(
+        cri.addresses(&sandbox).unwrap().map(|one| one.to_string()),
+        ["10.1.0.77", "fd00:1::77"]
+    );
+    cri.stop_and_remove(&sandbox).unwrap();
+    let error = refused(&[("podwire.io/pool", "blue")]);
+    assert!(
+        error.contains("no pool blue, which annotation podwire.io/pool of pod default/a names"),
+        "{error}"
+    );
+    let error = refused(&[("podwire.io/pols", "blue")]);
+    assert!(error.contains("pod default/a: annotation podwire.io/pols"), "{error}");
+
+    manifest("all.yaml", "podwire.io/pool: blue");
+    until("the agent knows the namespace", || {
+        refused_by(cri, "no pool blue, which annotation podwire.io/pool of namespace default names")
+    });
+    let pool = ["10.9.0.0/24", "fd00:9::/64"];
+    containerd.node.cli(&["ipam", "pool", "create", "blue", pool[0], pool[1]]);
+    let sandbox = cri.run_annotated("a", &[]).unwrap();
+    for (address, cidr) in cri.addresses(&sandbox).unwrap().into_iter().zip(pool) {
+        assert!(cidr.parse::<IpNetwork>().unwrap().contains(address), "{address}");
+    }
+    cri.stop_and_remove(&sandbox).unwrap();
+    containerd.node.cli(&["ipam", "pool", "delete", "blue"]);
+    // A pod of it that says otherwise.
+    let sandbox = cri.run_annotated("a", &[("podwire.io/pool", "default")]).unwrap();
+    cri.stop_and_remove(&sandbox).unwrap();
+
+    manifest("all.yaml", "podwire.io/sticky: \"true\"");
+    let mut first = None;
+    until("the agent knows the namespace's new annotations", || {
+        first = cri.run_annotated("a", &[]).ok();
+        if first.is_none() {
+            cri.remove_all_of("a").unwrap();
+        }
+        first.is_some()
+    });
+    let first = first.unwrap();
+    let addresses = cri.addresses(&first).unwrap();
+    cri.stop_and_remove(&first).unwrap();
+    let other = cri.run_annotated("b", &[]).unwrap();
+    assert_ne!(cri.addresses(&other).unwrap(), addresses);
+    let again = cri.run_annotated("a", &[]).unwrap();
+    assert_eq!(cri.addresses(&again).unwrap(), addresses);
+
+    // What is broken changes nothing, and is told.
+    assert_eq!(problems(&containerd), [] as [Value; 0]);
+    manifest("all.yaml", "podwire.io/sticky: true");
+    until("the status names the file", || {
+        problems(&containerd).iter().any(|problem| {
+            problem["what"].as_str().unwrap().starts_with("/run/manifests/all.yaml:5: ")
+        })
+    });
+    for sandbox in [other, again] {
+        cri.stop_and_remove(&sandbox).unwrap();
+    }
+    containerd.assert_clean();
+}
+
+/// Whether a pod is refused with these words; what there is of it is removed.
+fn refused_by(cri: &Cri, words: &str) -> bool {
+    let refused = match cri.run_annotated("a", &[]) {
+        Ok(_) => false,
+        Err(error) => error.message().contains(words),
+    };
+    cri.remove_all_of("a").unwrap();
+    refused
 }
 
 /// Fifty at eight at a time. In the middle the agent is killed and started, then containerd is; what
@@ -408,6 +509,18 @@ impl Cri {
     fn run_sandbox(&self, name: &str, attempt: u32, port: Option<i32>) -> Result<String, Status> {
         let config = Some(self.sandbox_config(name, attempt, port));
         let request = RunPodSandboxRequest { config, ..Default::default() };
+        let answer = self.call(async |to| Client::new(to).run_pod_sandbox(request).await)?;
+        Ok(answer.pod_sandbox_id)
+    }
+
+    /// A pod without a container, with annotations.
+    fn run_annotated(&self, name: &str, annotations: &[(&str, &str)]) -> Result<String, Status> {
+        let pair = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
+        let config = PodSandboxConfig {
+            annotations: annotations.iter().map(pair).collect(),
+            ..self.sandbox_config(name, 0, None)
+        };
+        let request = RunPodSandboxRequest { config: Some(config), ..Default::default() };
         let answer = self.call(async |to| Client::new(to).run_pod_sandbox(request).await)?;
         Ok(answer.pod_sandbox_id)
     }

@@ -4,15 +4,14 @@ use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use podwire_api::{
-    AttachMode, Client, Delivery, Endpoint, EndpointId, LeaseState, Status, socket_path,
-};
+use podwire_api::{AttachMode, Client, Delivery, Endpoint, EndpointId, Status, socket_path};
 use serde_json::json;
 
 use crate::Places;
 use crate::failure::Failure;
+use crate::ipam::pool_table;
 use crate::output::Page;
-use crate::table::{BAD, Cell, GOOD, HEADING, Table, WARNING, printable};
+use crate::table::{BAD, Cell, GOOD, HEADING, Table, printable};
 
 pub(crate) fn status(places: &Places) -> Result<Page, Failure> {
     let status = client(places).status()?;
@@ -30,53 +29,51 @@ pub(crate) fn endpoint(places: &Places, wanted: &str) -> Result<Page, Failure> {
     Page::new(endpoint, endpoint_text(endpoint, now()))
 }
 
-pub(crate) fn leases(places: &Places) -> Result<Page, Failure> {
-    let client = client(places);
-    let (leases, pools) = (client.leases()?, client.status()?.pools);
-    let mut table = Table::new().text("OWNER").text("IPV4").text("IPV6").text("STATE");
-    for lease in &leases {
-        let state = match lease.state {
-            LeaseState::Confirmed => Cell::new("confirmed"),
-            LeaseState::Pending => Cell::new("pending").styled(WARNING),
-            _ => Cell::new("other"),
-        };
-        let [v4, v6] = by_family(&lease.addresses);
-        table.row([Cell::new(short(&lease.id)), v4, v6, state]);
-    }
-    let text = format!("{}\n{table}", pool_table(&pools));
-    Page::new(&json!({"pools": pools, "leases": leases}), text)
+pub(crate) fn metrics(places: &Places) -> Result<Page, Failure> {
+    let text = client(places).metrics()?;
+    Page::new(&json!({"metrics": text}), text)
 }
 
-fn client(places: &Places) -> Client {
+pub(crate) fn client(places: &Places) -> Client {
     Client::new(socket_path(&places.run_dir))
 }
 
-/// The endpoint that is meant: the container's id may be cut short, as the tables do.
-fn pick<'a>(endpoints: &'a [Endpoint], wanted: &str) -> Result<&'a Endpoint, Failure> {
+/// The one that is meant: the container's id may be cut short, as the tables do.
+pub(crate) fn pick_by_prefix<'a, T>(
+    all: &'a [T],
+    wanted: &str,
+    id: fn(&T) -> &EndpointId,
+    kind: &str,
+    hint: &str,
+) -> Result<&'a T, Failure> {
     let (container, ifname) = match wanted.split_once('/') {
         Some((container, ifname)) => (container, Some(ifname)),
         None => (wanted, None),
     };
-    let fits = |endpoint: &&Endpoint| {
-        endpoint.id.container_id.as_str().starts_with(container)
-            && ifname.is_none_or(|ifname| endpoint.id.ifname.as_str() == ifname)
+    let fits = |one: &&T| {
+        id(one).container_id.as_str().starts_with(container)
+            && ifname.is_none_or(|ifname| id(one).ifname.as_str() == ifname)
     };
-    let mut found: Vec<&Endpoint> = endpoints.iter().filter(fits).collect();
+    let mut found: Vec<&T> = all.iter().filter(fits).collect();
     // A whole id is meant as such, also where another one begins with it.
-    let whole = |endpoint: &&Endpoint| endpoint.id.container_id.as_str() == container;
+    let whole = |one: &&T| id(one).container_id.as_str() == container;
     if found.iter().any(whole) {
         found.retain(whole);
     }
     match found.as_slice() {
-        [endpoint] => Ok(endpoint),
-        [] => Err(Failure::new(format!("there is no endpoint {wanted}"))
-            .with_hint("podwire endpoint list shows them")),
+        [one] => Ok(one),
+        [] => Err(Failure::new(format!("there is no {kind} {wanted}")).with_hint(hint)),
         several => {
-            let names: Vec<String> = several.iter().map(|one| one.id.to_string()).collect();
-            let message = format!("{wanted} can be {} endpoints", names.len());
+            let names: Vec<String> = several.iter().map(|one| id(one).to_string()).collect();
+            let message = format!("{wanted} can be {} {kind}s", names.len());
             Err(Failure::new(message).with_hint(format!("say which: {}", names.join(", "))))
         }
     }
+}
+
+fn pick<'a>(endpoints: &'a [Endpoint], wanted: &str) -> Result<&'a Endpoint, Failure> {
+    let hint = "podwire endpoint list shows them";
+    pick_by_prefix(endpoints, wanted, |endpoint| &endpoint.id, "endpoint", hint)
 }
 
 fn status_text(status: &Status) -> String {
@@ -117,30 +114,6 @@ fn status_text(status: &Status) -> String {
         push(&mut text, format_args!("  {object}: {found}: {done}\n"));
     }
     text
-}
-
-fn pool_table(pools: &[podwire_api::PoolUsage]) -> Table {
-    let mut table = Table::new()
-        .text("POOL")
-        .number("SIZE")
-        .number("USED")
-        .number("PENDING")
-        .number("COOLING")
-        .number("RESERVED");
-    for pool in pools {
-        let full =
-            pool.used.saturating_add(pool.pending).saturating_add(pool.reserved) >= pool.size;
-        let used = Cell::new(pool.used);
-        table.row([
-            Cell::new(pool.cidr),
-            Cell::new(count(pool.size)),
-            if full { used.styled(BAD) } else { used },
-            Cell::new(pool.pending),
-            Cell::new(pool.cooling),
-            Cell::new(pool.reserved),
-        ]);
-    }
-    table
 }
 
 fn endpoint_table(endpoints: &[Endpoint], now: u64) -> Table {
@@ -203,19 +176,19 @@ fn delivery(delivery: Delivery) -> &'static str {
     }
 }
 
-fn by_family(addresses: &[IpAddr]) -> [Cell; 2] {
+pub(crate) fn by_family(addresses: &[IpAddr]) -> [Cell; 2] {
     [IpAddr::is_ipv4, IpAddr::is_ipv6]
         .map(|family| Cell::optional(addresses.iter().find(|address| family(address))))
 }
 
 /// Container ids are 64 characters; runtimes show 13 at most, and so do we.
-fn short(id: &EndpointId) -> String {
+pub(crate) fn short(id: &EndpointId) -> String {
     let container: String = id.container_id.as_str().chars().take(13).collect();
     format!("{container}/{}", id.ifname)
 }
 
 /// Counts of IPv6 prefixes say nothing digit by digit.
-fn count(number: u64) -> String {
+pub(crate) fn count(number: u64) -> String {
     if number < 1 << 32 {
         return number.to_string();
     }
@@ -225,7 +198,7 @@ fn count(number: u64) -> String {
     format!("2^{rounded}")
 }
 
-fn duration(seconds: u64) -> String {
+pub(crate) fn duration(seconds: u64) -> String {
     let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
     match (days, hours, minutes) {
         (0, 0, 0) => format!("{seconds}s"),
@@ -239,20 +212,20 @@ fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
-fn line(text: &mut String, name: &str, value: &str) {
+pub(crate) fn line(text: &mut String, name: &str, value: &str) {
     let label = format!("{name}:");
     let value = printable(value);
     push(text, format_args!("{HEADING}{label:<11}{HEADING:#} {value}\n"));
 }
 
-fn push(text: &mut String, arguments: std::fmt::Arguments<'_>) {
+pub(crate) fn push(text: &mut String, arguments: std::fmt::Arguments<'_>) {
     // Writing to a String cannot fail.
     let _ = text.write_fmt(arguments);
 }
 
 #[cfg(test)]
 mod tests {
-    use podwire_api::{Effect, Interface, Mac, PodRef, PoolUsage, Problem};
+    use podwire_api::{CidrUsage, Effect, Interface, Mac, PodRef, Pool, Problem};
 
     use super::*;
 
@@ -309,13 +282,24 @@ ENDPOINT            POD          IPV4      IPV6  LINK             SLOT  DELIVERY
 
     #[test]
     fn status_names_problems() {
-        let pool = PoolUsage {
+        let cidr = CidrUsage {
             cidr: "fd00::/64".parse().unwrap(),
             size: u64::MAX,
             used: 1,
             pending: 0,
             cooling: 0,
             reserved: 1,
+            kept: 0,
+            drained: false,
+        };
+        let pool = Pool {
+            name: "default".into(),
+            cidrs: vec![cidr],
+            excluded: Vec::new(),
+            cooldown: 60,
+            pending_ttl: 300,
+            exhausted_v4: 0,
+            exhausted_v6: 0,
         };
         let mut status = Status {
             node: "n1".parse().unwrap(),
@@ -325,6 +309,7 @@ ENDPOINT            POD          IPV4      IPV6  LINK             SLOT  DELIVERY
             endpoints: 1,
             slots: 4096,
             pools: vec![pool],
+            default_pools: vec!["default".into()],
             attach: AttachMode::Tcx,
             problems: Vec::new(),
             repairs: Vec::new(),

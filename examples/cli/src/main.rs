@@ -7,6 +7,7 @@ mod bpf;
 mod cleanup;
 mod cni;
 mod failure;
+mod ipam;
 mod output;
 mod program;
 mod table;
@@ -55,9 +56,11 @@ enum Command {
     /// The endpoints, as the agent knows them.
     #[command(subcommand)]
     Endpoint(EndpointCommand),
-    /// The addresses.
+    /// The addresses: pools, leases, reservations.
     #[command(subcommand)]
-    Ipam(IpamCommand),
+    Ipam(ipam::Command),
+    /// The agent's metrics, as a Prometheus server reads them.
+    Metrics,
     /// The datapath's maps and programs, as the kernel has them; works without an agent.
     #[command(subcommand)]
     Bpf(BpfCommand),
@@ -84,13 +87,6 @@ enum EndpointCommand {
         #[arg(value_name = "CONTAINER[/IFNAME]")]
         endpoint: String,
     },
-}
-
-#[derive(Debug, Subcommand)]
-enum IpamCommand {
-    /// Pools and leases.
-    #[command(visible_alias = "ls")]
-    List,
 }
 
 #[derive(Debug, Subcommand)]
@@ -121,9 +117,12 @@ enum ListCommand {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let printed = run(&cli).and_then(|page| Ok(page.print(cli.output)?));
+    let printed = run(&cli).and_then(|page| {
+        page.print(cli.output)?;
+        Ok(page.verdict())
+    });
     match printed {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(verdict) => verdict,
         // Whoever reads us (head, say) has seen enough.
         Err(failure) if failure.is_broken_pipe() => ExitCode::SUCCESS,
         Err(failure) => {
@@ -139,7 +138,8 @@ fn run(cli: &Cli) -> Result<Page, Failure> {
         Command::Status => agent::status(places),
         Command::Endpoint(EndpointCommand::List) => agent::endpoints(places),
         Command::Endpoint(EndpointCommand::Show { endpoint }) => agent::endpoint(places, endpoint),
-        Command::Ipam(IpamCommand::List) => agent::leases(places),
+        Command::Ipam(command) => ipam::run(places, command),
+        Command::Metrics => agent::metrics(places),
         Command::Bpf(command) => bpf::run(places, command),
         Command::Cni(options) => cni::run(options),
         Command::Cleanup { yes } => {

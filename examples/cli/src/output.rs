@@ -1,4 +1,5 @@
 use std::io::{self, Write as _};
+use std::process::ExitCode;
 
 use clap::ValueEnum;
 use serde::Serialize;
@@ -19,13 +20,23 @@ pub(crate) enum Format {
 pub(crate) struct Page {
     json: serde_json::Value,
     text: String,
+    verdict: ExitCode,
 }
 
 impl Page {
     /// `text` may hold colours; they are taken out where no terminal reads them.
     pub(crate) fn new(data: &impl Serialize, text: impl Into<String>) -> Result<Self, Failure> {
         let json = serde_json::to_value(data).map_err(|error| Failure::of(&error))?;
-        Ok(Self { json, text: text.into() })
+        Ok(Self { json, text: text.into(), verdict: ExitCode::SUCCESS })
+    }
+
+    /// The same, of a command that tells by its exit code that not all is well.
+    pub(crate) fn unwell(self) -> Self {
+        Self { verdict: ExitCode::FAILURE, ..self }
+    }
+
+    pub(crate) fn verdict(&self) -> ExitCode {
+        self.verdict
     }
 
     pub(crate) fn print(&self, format: Format) -> io::Result<()> {

@@ -3,12 +3,13 @@
 #![forbid(unsafe_code)]
 
 mod error;
+mod wishes;
 
 use std::{net::IpAddr, path::PathBuf, process::ExitCode, time::Duration};
 
 use ipnetwork::IpNetwork;
 use podwire_api::{
-    Client, DEFAULT_RUN_DIR, Disciplines, Effect, EndpointId, OtherFamilies, PodRef, PoolUsage,
+    Client, DEFAULT_RUN_DIR, Disciplines, Effect, EndpointId, OtherFamilies, PodRef, Pool,
     Timeouts, socket_path,
 };
 use podwire_cni::{
@@ -68,6 +69,7 @@ impl Plugin for Podwire {
             pod: pod(&add.args),
             mac: wanted_mac(&add.config, &add.args)?,
             disciplines: disciplines(&settings, &add.config),
+            annotations: wishes::annotations(&add.config),
             ..Attachment::new(id)
         };
         let netns = open_netns(add.netns.as_str())?;
@@ -85,7 +87,7 @@ impl Plugin for Podwire {
                 make(&Attachment { addresses, others, ..attachment }, dns)
             }),
             None => {
-                let addresses = wanted_addresses(add)?;
+                let addresses = wishes::addresses(&add.config, &add.args)?;
                 let dns = dns(&add.config, Dns::default())?;
                 make(&Attachment { addresses, ..attachment }, dns)
             }
@@ -161,7 +163,7 @@ impl Plugin for Podwire {
         match own_ipam(&settings, &status.config, &status.path)? {
             Some(ipam) => ipam.status(status),
             None if settings.chained => Ok(()),
-            None => exhausted(&node.pools).map_or(Ok(()), Err),
+            None => exhausted(&node.pools, &node.default_pools).map_or(Ok(()), Err),
         }
     }
 
@@ -320,42 +322,25 @@ fn dns(config: &NetworkConfig, given: Dns) -> Result<Dns, Error> {
     }
 }
 
-fn wanted_addresses(add: &Add) -> Result<Vec<IpAddr>, Error> {
-    let mut addresses: Vec<_> = add.config.runtime().ips.iter().map(IpNetwork::ip).collect();
-    if let Some(text) = add.args.value("IP") {
-        let address = text.parse().map_err(|_| {
-            let msg = format!("CNI_ARGS: IP={text} is no address");
-            Error::new(Code::INVALID_ENVIRONMENT_VARIABLES, msg)
-        })?;
-        addresses.push(address);
-    }
-    Ok(addresses)
-}
-
-/// What a STATUS says when no address of a family is left. Those that rest after their release are
-/// given out when nothing else is.
-fn exhausted(pools: &[PoolUsage]) -> Option<Error> {
+/// What a STATUS says when no address of a family is left in the pools that pods without a wish get
+/// theirs from. Those that rest after their release are given out when nothing else is.
+fn exhausted(pools: &[Pool], default: &[String]) -> Option<Error> {
     for is_v4 in [true, false] {
-        let mut of_family = pools.iter().filter(|pool| pool.cidr.is_ipv4() == is_v4).peekable();
-        if of_family.peek().is_none() {
+        let pools = pools.iter().filter(|pool| default.contains(&pool.name));
+        let of_family: Vec<_> = pools
+            .flat_map(|pool| pool.cidrs.iter().map(move |cidr| (&pool.name, cidr)))
+            .filter(|(_, one)| one.cidr.is_ipv4() == is_v4)
+            .collect();
+        if of_family.is_empty() || of_family.iter().any(|(_, one)| one.available() > 0) {
             continue;
         }
-        let is_full = |pool: &PoolUsage| {
-            let taken = pool.used.saturating_add(pool.pending).saturating_add(pool.reserved);
-            taken >= pool.size
-        };
-        let (mut cidrs, mut full) = (Vec::new(), true);
-        for pool in of_family {
-            full &= is_full(pool);
-            cidrs.push(pool.cidr.to_string());
-        }
-        if full {
-            let msg = format!("no address is left in {}", cidrs.join(", "));
-            return Some(
-                Error::new(Code::PLUGIN_NOT_AVAILABLE, msg)
-                    .with_details("remove pods, or start podwired with another --pod-cidr"),
-            );
-        }
+        let cidrs: Vec<_> =
+            of_family.iter().map(|(pool, one)| format!("{} of pool {pool}", one.cidr)).collect();
+        let msg = format!("no address is left in {}", cidrs.join(", "));
+        return Some(
+            Error::new(Code::PLUGIN_NOT_AVAILABLE, msg)
+                .with_details("remove pods, or add a CIDR: podwire ipam pool add-cidr"),
+        );
     }
     None
 }

@@ -1,5 +1,7 @@
 //! Pools that change while leases are held.
 
+use std::time::Duration;
+
 use ipnetwork::IpNetwork;
 
 use super::{Allocator, count};
@@ -89,6 +91,24 @@ impl Allocator {
         let index = self.known(pool, cidr)?;
         self.require_unused(index, cidr)?;
         self.pools.remove_cidr(index, cidr);
+        Ok(())
+    }
+
+    /// Changes how long released addresses rest and leases wait for their confirmation, from the next
+    /// one on.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::UnknownPool`].
+    pub fn set_times(
+        &mut self,
+        pool: &str,
+        cooldown: Duration,
+        pending_ttl: Duration,
+    ) -> Result<(), Error> {
+        let index = self.pools.find(pool)?;
+        let pool = self.pools.at_mut(index);
+        (pool.cooldown, pool.pending_ttl) = (cooldown, pending_ttl);
         Ok(())
     }
 

@@ -121,6 +121,18 @@ impl Allocator {
         Ok(outcome)
     }
 
+    /// Lets a sticky name have the addresses again that a restored lease of it holds, until that lease
+    /// ends. Tells whether leases hold them all.
+    pub(crate) fn restore_loose(&mut self, name: &str, addresses: Addresses) -> bool {
+        let held = addresses.iter().all(|address| self.leases.holder(address).is_some());
+        if held {
+            for address in addresses.iter() {
+                self.stickies.bind(name, address);
+            }
+        }
+        held
+    }
+
     /// Lets a released address go on cooling down until then, behind those that do already. Tells
     /// whether it does: not if it is held, is of no pool or of a drained CIDR, or the time is over.
     pub fn restore_cooling(&mut self, address: IpAddr, until: Time) -> bool {

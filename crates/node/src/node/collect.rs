@@ -4,12 +4,12 @@ use std::collections::{BTreeSet, HashSet};
 use std::thread;
 
 use podwire_api::{Endpoint, EndpointId, Inspection, Mark, Removed};
-use podwire_ipam::Addresses;
 
-use super::{Node, look_at, owner};
+use super::check::row;
+use super::{Node, look_at};
 use crate::Error;
 use crate::reconcile::is_unfinished;
-use crate::seam::{Link, Row};
+use crate::seam::Link;
 
 /// How many endpoints garbage collection removes at a time.
 const AT_ONCE: usize = 32;
@@ -19,14 +19,7 @@ impl Node {
     pub(crate) fn inspect(&self, id: &EndpointId) -> Result<Inspection, Error> {
         let _turn = self.turns.take(id);
         let endpoint = self.endpoint(id).ok_or_else(|| Error::NoEndpoint(id.clone()))?;
-        let row = Row {
-            ifindex: endpoint.ifindex,
-            mac: endpoint.mac,
-            host_mac: endpoint.host_mac,
-            addresses: Addresses::from_list(&endpoint.addresses)?,
-            delivery: endpoint.delivery,
-            interface: endpoint.interface,
-        };
+        let row = row(&endpoint);
         let inspected = self.datapath.inspect(&endpoint.host_link, endpoint.slot, &row);
         let differences = inspected.map_err(|source| Error::Datapath {
             operation: "inspect",
@@ -64,7 +57,7 @@ impl Node {
                     };
                     let stray = node == self.config.name
                         && self.endpoint(&id).is_none()
-                        && self.allocator().lease(&owner(&id)).is_none();
+                        && self.has_lease(&id).is_ok_and(|has| !has);
                     stray.then_some(id)
                 }));
             }
@@ -93,8 +86,10 @@ impl Node {
     /// Deletes host links that were born but never got their mark, and have no lease: an ADD leases
     /// before it makes the link. Those with a lease go with it.
     fn clear_unfinished(&self, links: &[Link]) -> Vec<Error> {
-        let leased: HashSet<String> =
-            self.leases().iter().map(|lease| lease.id.host_link()).collect();
+        let leased: HashSet<String> = match self.leases() {
+            Ok(leases) => leases.iter().map(|lease| lease.id.host_link()).collect(),
+            Err(error) => return vec![error],
+        };
         let strays =
             links.iter().filter(|link| is_unfinished(link) && !leased.contains(&link.name));
         let failures = strays.filter_map(|link| {

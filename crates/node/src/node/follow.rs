@@ -4,8 +4,8 @@ use std::collections::HashSet;
 
 use podwire_api::{Delivery, Endpoint, EndpointId, Interface, Mac};
 
-use super::{Node, look_at, map, shared, unmap};
-use crate::Error;
+use super::{Node, look_at, map, unmap};
+use crate::{Error, store};
 
 impl Node {
     /// Notes that a link is gone: its endpoint is out of the datapath, but keeps record and lease
@@ -65,7 +65,7 @@ impl Node {
             self.datapath.set_mac(index, mac).map_err(map(&id))?;
             tracing::info!(%id, before = %endpoint.mac, now = %mac, "its MAC changed");
             endpoint.mac = mac;
-            self.store.put(&endpoint).map_err(shared)?;
+            self.ipam.begin(vec![store::put(&endpoint)?])?.wait()?;
             self.endpoints().insert(id.clone(), endpoint);
         }
         Ok(())

@@ -1,11 +1,13 @@
 use std::thread;
 
-use podwire_api::{Disciplines, ErrorCode, Mac};
-use podwire_ipam::PoolConfig;
+use podwire_api::{
+    CidrEdit, CidrRequest, Disciplines, ErrorCode, Mac, OnDisagreement, Outcome, PodRef, Pool,
+    PoolRequest, Reservation,
+};
 use podwire_netns::UNFINISHED_GROUP;
 
 use super::*;
-use crate::memory::{MemoryDatapath, MemoryLinks};
+use crate::memory::{MemoryDatapath, MemoryLinks, MemoryRoutes};
 
 const MAC: Mac = Mac([2, 0, 0, 0, 0, 1]);
 const HOST_MAC: Mac = Mac([2, 0, 0, 0, 0, 2]);
@@ -14,28 +16,36 @@ struct Bench {
     node: Node,
     datapath: Arc<MemoryDatapath>,
     links: Arc<MemoryLinks>,
-    _folder: tempfile::TempDir,
+    routes: Arc<MemoryRoutes>,
+    folder: tempfile::TempDir,
 }
 
 fn bench_of(cidrs: &[&str]) -> Bench {
     let folder = tempfile::tempdir().unwrap();
     let cidrs: Vec<IpNetwork> = cidrs.iter().map(|cidr| cidr.parse().unwrap()).collect();
-    let config = crate::Config::new("n1".parse().unwrap(), cidrs.clone());
-    let allocator = Allocator::new(&PoolConfig::new("default", cidrs)).unwrap();
+    let config = Config::new("n1".parse().unwrap(), cidrs);
     let path = folder.path().join("podwire.redb");
-    let opened = Store::open(&path, &config.node, "boot").unwrap();
+    let ipam = store::open(&path, &config.node, "boot").unwrap().ipam;
+    crate::pools::arrange(&ipam, &config, &store::PodCidrs::default()).unwrap();
     let datapath = Arc::new(MemoryDatapath::default());
     let links = Arc::new(MemoryLinks::default());
-    let node = Node::new(
-        config.node_config().unwrap(),
-        allocator,
-        Vec::new(),
-        opened.store,
-        datapath.clone(),
-        links.clone(),
-    )
-    .unwrap();
-    Bench { node, datapath, links, _folder: folder }
+    let routes = Arc::new(MemoryRoutes::default());
+    let kernel =
+        Kernel { datapath: datapath.clone(), links: links.clone(), routes: routes.clone() };
+    let chooser = Chooser::new(config.default_pools.clone(), None);
+    let node = Node::new(&config, chooser, ipam, Vec::new(), kernel).unwrap();
+    Bench { node, datapath, links, routes, folder }
+}
+
+/// Pods and namespaces by their manifests, in place of the defaults.
+fn bench_with(manifests: &str) -> Bench {
+    let mut bench = bench();
+    let manifests_folder = bench.folder.path().join("manifests");
+    std::fs::create_dir(&manifests_folder).unwrap();
+    std::fs::write(manifests_folder.join("all.yaml"), manifests).unwrap();
+    let source = Arc::new(podwire_cluster::Directory::watch(manifests_folder).unwrap());
+    bench.node.chooser = Chooser::new(vec!["default".into()], Some(source));
+    bench
 }
 
 fn bench() -> Bench {
@@ -103,7 +113,7 @@ impl Bench {
 
     fn is_empty(&self) -> bool {
         self.node.list().is_empty()
-            && self.node.leases().is_empty()
+            && self.node.leases().unwrap().is_empty()
             && self.datapath.is_empty()
             && self.links.all().unwrap().is_empty()
     }
@@ -116,7 +126,7 @@ fn add_and_delete_leave_nothing() {
     assert_eq!(endpoint.addresses.len(), 2);
     assert_eq!(bench.datapath.attached(), [id("c1").host_link()]);
     assert_eq!(bench.node.endpoint(&id("c1")), Some(endpoint));
-    assert_eq!(bench.node.leases()[0].state, LeaseState::Confirmed);
+    assert_eq!(bench.node.leases().unwrap()[0].state, LeaseState::Confirmed);
     assert_eq!(bench.node.delete(&id("c1")).unwrap(), Removed::Removed);
     assert!(bench.is_empty());
     assert_eq!(bench.node.delete(&id("c1")).unwrap(), Removed::Absent);
@@ -210,10 +220,8 @@ fn addresses_must_be_leased() {
     };
     assert_eq!(code(&["10.1.0.1", "fd00:1::1"]), ErrorCode::Conflict);
     assert_eq!(code(&["10.9.0.1", "fd00:1::9"]), ErrorCode::Invalid);
-    // A pod of a dual-stack node has both.
-    assert_eq!(code(&["10.1.0.9"]), ErrorCode::Conflict);
-    assert_eq!(bench.node.leases().len(), 1);
-    // A lease that a restarted agent has forgotten is made anew.
+    assert_eq!(bench.node.leases().unwrap().len(), 1);
+    // A lease that has expired is made anew.
     let addresses = ["10.1.0.9".parse().unwrap(), "fd00:1::9".parse().unwrap()];
     bench.node.create(&id("c2"), &Bench::request("c2", 8, &addresses)).unwrap();
 }
@@ -241,7 +249,7 @@ fn a_failed_delete_keeps_the_address() {
         }
         bench.datapath.fail_next(failing);
         bench.node.delete(&id("c1")).unwrap_err();
-        assert_eq!(bench.node.leases()[0].addresses, endpoint.addresses, "{failing}");
+        assert_eq!(bench.node.leases().unwrap()[0].addresses, endpoint.addresses, "{failing}");
         assert!(bench.node.endpoint(&id("c1")).is_some(), "{failing}");
     }
     assert_eq!(bench.node.delete(&id("c1")).unwrap(), Removed::Removed);
@@ -252,7 +260,7 @@ fn leases_come_and_go() {
     let bench = bench();
     let first = bench.lease("c1").unwrap();
     assert_eq!(bench.lease("c1").unwrap(), first);
-    assert_eq!(bench.node.leases()[0].state, LeaseState::Pending);
+    assert_eq!(bench.node.leases().unwrap()[0].state, LeaseState::Pending);
     assert_eq!(bench.node.release(&id("c1")).unwrap(), Removed::Removed);
     assert_eq!(bench.node.release(&id("c1")).unwrap(), Removed::Absent);
     bench.add("c1", 7).unwrap();
@@ -298,7 +306,7 @@ fn vanished_links_leave_the_datapath() {
     assert!(bench.datapath.is_empty());
     assert_eq!(bench.node.link_vanished(99).unwrap(), None);
     // The runtime has not said DEL: the address is not given to somebody else.
-    assert_eq!(bench.node.leases().len(), 1);
+    assert_eq!(bench.node.leases().unwrap().len(), 1);
     assert_eq!(bench.node.delete(&id("c1")).unwrap(), Removed::Removed);
     assert!(bench.is_empty());
 }
@@ -365,7 +373,7 @@ fn collection_removes_what_is_of_no_valid_attachment() {
     assert!(failed.is_empty(), "{failed:?}");
     assert_eq!(removed, ["gone", "half", "leased", "stray"].map(id));
     assert_eq!(bench.node.list().len(), 1);
-    let leased: Vec<_> = bench.node.leases().into_iter().map(|lease| lease.id).collect();
+    let leased: Vec<_> = bench.node.leases().unwrap().into_iter().map(|lease| lease.id).collect();
     assert_eq!(leased, ["kept", "others"].map(id));
     assert_eq!(bench.links.all().unwrap().len(), 1);
 }
@@ -416,4 +424,322 @@ fn many_at_a_time() {
         }
     });
     assert!(bench.is_empty());
+}
+
+fn of_pod(container: &str, name: &str, annotations: &[(&str, &str)]) -> LeaseRequest {
+    let pair = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
+    LeaseRequest {
+        pod: Some(PodRef { namespace: "shop".into(), name: name.into(), uid: None }),
+        annotations: annotations.iter().map(pair).collect(),
+        ..LeaseRequest::new(id(container))
+    }
+}
+
+#[test]
+fn annotations_name_addresses_and_are_refused_with_a_reason() {
+    let bench = bench_with(
+        "apiVersion: v1\nkind: Pod\nmetadata:\n  name: web-0\n  namespace: shop\n  \
+                            annotations: { podwire.io/ips: fd00:1::77 }\n",
+    );
+    let leased = |request: &LeaseRequest| {
+        let reply = bench.node.lease(request)?;
+        Ok(reply.addresses.iter().map(|one| one.ip().to_string()).collect::<Vec<_>>())
+    };
+    let refused = |request: &LeaseRequest| -> String {
+        let error: Error = leased(request).unwrap_err();
+        assert_eq!(error.body().code, ErrorCode::Invalid, "{error}");
+        error.to_string()
+    };
+    let mut explicit = of_pod("c1", "a", &[("podwire.io/ips", "10.1.0.77")]);
+    assert_eq!(leased(&explicit).unwrap()[0], "10.1.0.77");
+    // Of the manifest, since the runtime passes none; and of the CNI call.
+    let mut both = of_pod("c2", "web-0", &[]);
+    both.addresses = vec![[10, 1, 0, 78].into()];
+    assert_eq!(leased(&both).unwrap(), ["10.1.0.78", "fd00:1::77"]);
+
+    explicit.addresses = vec![[10, 1, 0, 79].into()];
+    assert!(refused(&explicit).contains("10.1.0.77, and the CNI call 10.1.0.79"));
+    let typo = refused(&of_pod("c3", "a", &[("podwire.io/ip", "10.1.0.80")]));
+    assert!(typo.starts_with("pod shop/a: annotation podwire.io/ip: \"10.1.0.80\": "), "{typo}");
+    let outside = refused(&of_pod("c3", "a", &[("podwire.io/ips", "10.9.0.80")]));
+    assert!(outside.contains("10.9.0.80"), "{outside}");
+    assert_eq!(bench.node.leases().unwrap().len(), 2);
+}
+
+#[test]
+fn a_pool_that_is_not_there_is_named_with_who_chose_it() {
+    let bench = bench_with(NAMESPACE);
+    let refused = |annotations: &[(&str, &str)]| {
+        let error = bench.node.lease(&of_pod("c1", "a", annotations)).unwrap_err();
+        assert_eq!(error.body().code, ErrorCode::Invalid);
+        error.to_string()
+    };
+    assert_eq!(
+        refused(&[("podwire.io/pool", "blue,default")]),
+        "there is no pool blue, which annotation podwire.io/pool of pod shop/a names; the pools are \
+         default"
+    );
+    assert!(
+        refused(&[("podwire.io/pool-ipv4", "default")])
+            .contains("no pool green, which annotation podwire.io/pool of namespace shop names")
+    );
+    assert_eq!(bench.node.leases().unwrap(), []);
+    bench.node.lease(&of_pod("c1", "a", &[("podwire.io/pool", "default")])).unwrap();
+}
+
+fn edit(bench: &Bench, pool: &str, edit: CidrEdit, cidr: &str) -> Result<Pool, Error> {
+    bench.node.edit_pool(pool, CidrRequest { edit, cidr: cidr.parse().unwrap() })
+}
+
+#[test]
+fn pools_are_edited_while_leases_are_held() {
+    let bench = bench_of(&["10.1.0.0/30"]);
+    let prefixes = || bench.routes.prefixes().iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(bench.lease("a").unwrap(), ["10.1.0.1".parse::<IpAddr>().unwrap()]);
+    edit(&bench, "default", CidrEdit::Add, "10.2.0.0/30").unwrap();
+    assert_eq!(prefixes(), ["10.1.0.0/30", "10.2.0.0/30"]);
+    let drained = edit(&bench, "default", CidrEdit::Drain, "10.1.0.0/30").unwrap();
+    assert!(drained.cidrs[0].drained && !drained.cidrs[1].drained);
+    assert_eq!(bench.lease("b").unwrap(), ["10.2.0.1".parse::<IpAddr>().unwrap()]);
+
+    let in_use = edit(&bench, "default", CidrEdit::Remove, "10.1.0.0/30").unwrap_err();
+    assert_eq!(in_use.body().code, ErrorCode::Conflict);
+    assert_eq!(prefixes(), ["10.1.0.0/30", "10.2.0.0/30"]);
+    bench.node.release(&id("a")).unwrap();
+    edit(&bench, "default", CidrEdit::Remove, "10.1.0.0/30").unwrap();
+    assert_eq!(prefixes(), ["10.2.0.0/30"]);
+}
+
+#[test]
+fn an_edit_that_is_refused_changes_nothing() {
+    let bench = bench_of(&["10.1.0.0/30"]);
+    let refused = |pool: &str, how, cidr: &str| edit(&bench, pool, how, cidr).unwrap_err().body();
+    let overlap = refused("default", CidrEdit::Add, "10.1.0.0/24");
+    assert_eq!(overlap.code, ErrorCode::Invalid);
+    assert!(overlap.message.contains("10.1.0.0/24 overlaps 10.1.0.0/30"), "{overlap:?}");
+    assert!(refused("default", CidrEdit::Add, "fd00::/64").message.contains("no IPv6"));
+    assert!(refused("default", CidrEdit::Add, "224.0.0.0/24").message.contains("no prefix"));
+    assert_eq!(refused("blue", CidrEdit::Add, "10.2.0.0/24").code, ErrorCode::NotFound);
+    assert_eq!(refused("default", CidrEdit::Drain, "10.2.0.0/24").code, ErrorCode::NotFound);
+    assert!(bench.routes.prefixes().is_empty(), "no route was asked for");
+
+    bench.routes.fail_next();
+    assert_eq!(refused("default", CidrEdit::Add, "10.2.0.0/24").code, ErrorCode::Internal);
+    assert_eq!(bench.node.pools().unwrap()[0].cidrs.len(), 1);
+}
+
+#[test]
+fn pools_are_made_and_deleted() {
+    let bench = bench_of(&["10.1.0.0/30"]);
+    let request = |cidr: &str| PoolRequest {
+        cidrs: vec![cidr.parse().unwrap()],
+        cooldown: Some(7),
+        ..PoolRequest::default()
+    };
+    let blue = bench.node.create_pool("blue", &request("10.2.0.0/30")).unwrap();
+    assert_eq!((blue.cooldown, blue.cidrs[0].size), (7, 2));
+    for (name, cidr, code) in [
+        ("blue", "10.3.0.0/30", ErrorCode::Conflict),
+        ("Blue", "10.3.0.0/30", ErrorCode::Invalid),
+        ("red", "10.2.0.0/16", ErrorCode::Invalid),
+    ] {
+        assert_eq!(bench.node.create_pool(name, &request(cidr)).unwrap_err().body().code, code);
+    }
+    let default = bench.node.delete_pool("default").unwrap_err();
+    assert!(default.to_string().contains("--default-pool"), "{default}");
+    assert_eq!(bench.node.delete_pool("blue").unwrap(), Removed::Removed);
+    assert_eq!(bench.node.delete_pool("blue").unwrap(), Removed::Absent);
+    assert_eq!(bench.routes.prefixes(), ["10.1.0.0/30".parse().unwrap()]);
+}
+
+#[test]
+fn addresses_are_set_aside_and_kept() {
+    let bench = bench_with(
+        "{kind: Pod, apiVersion: v1, metadata: {namespace: shop, name: web-0, annotations: \
+         {podwire.io/sticky: 'true'}}}",
+    );
+    let address: IpAddr = "10.1.0.9".parse().unwrap();
+    let reservation = |why: &str| Reservation { address, why: why.into() };
+    bench.node.reserve(&reservation("printer")).unwrap();
+    assert!(bench.node.reserve(&reservation("router")).is_err());
+    let other = bench.node.reserve(&reservation("scanner")).unwrap_err();
+    assert_eq!(other.body().code, ErrorCode::Conflict);
+    assert_eq!(bench.node.reservations().unwrap(), [reservation("printer")]);
+    assert_eq!(bench.node.unreserve(address).unwrap(), Removed::Removed);
+    assert_eq!(bench.node.unreserve(address).unwrap(), Removed::Absent);
+    let gateway = bench.node.unreserve("10.1.0.1".parse().unwrap()).unwrap_err();
+    assert_eq!(gateway.body().code, ErrorCode::Denied);
+
+    let web0 = PodRef { namespace: "shop".into(), name: "web-0".into(), uid: None };
+    let request = |container: &str| LeaseRequest {
+        pod: Some(web0.clone()),
+        ..LeaseRequest::new(id(container))
+    };
+    let first = bench.node.lease(&request("a")).unwrap().addresses;
+    let lease = &bench.node.leases().unwrap()[0];
+    assert_eq!(
+        (lease.pod.as_deref(), &*lease.pools),
+        (Some("shop/web-0"), &["default".into()][..])
+    );
+    bench.node.ipam.confirm(&owner(&id("a"))).unwrap();
+    bench.node.release(&id("a")).unwrap();
+    let sticky = bench.node.stickies().unwrap();
+    assert_eq!((sticky[0].name.as_str(), &sticky[0].holder), ("shop/web-0", &None));
+    assert_ne!(bench.lease("b").unwrap(), first.iter().map(IpNetwork::ip).collect::<Vec<_>>());
+    assert_eq!(bench.node.lease(&request("c")).unwrap().addresses, first);
+    assert_eq!(bench.node.forget_sticky("shop/web-0").unwrap(), Removed::Removed);
+    assert_eq!(bench.node.forget_sticky("shop/web-0").unwrap(), Removed::Absent);
+}
+
+fn disagreements(bench: &Bench, on: OnDisagreement) -> Vec<(String, String, Outcome)> {
+    let reply = bench.node.check(on).unwrap();
+    let told = |one: podwire_api::Disagreement| (one.object, one.found, one.outcome);
+    reply.disagreements.into_iter().map(told).collect()
+}
+
+#[test]
+fn every_disagreement_is_named_and_repaired() {
+    let bench = bench();
+    let a = bench.add("a", 7).unwrap();
+    let b = bench.add("b", 8).unwrap();
+    let c = bench.add("c", 9).unwrap();
+    bench.lease("pending").unwrap();
+    assert_eq!(disagreements(&bench, OnDisagreement::Report), []);
+
+    // A lease without an endpoint, and an endpoint without its lease.
+    bench.lease("unused").unwrap();
+    bench.node.ipam.confirm(&owner(&id("unused"))).unwrap();
+    bench.node.ipam.release(&owner(&a.id), now()).unwrap();
+    // A link that is gone, a slot that is empty, and one that nobody has.
+    bench.links.remove(b.ifindex);
+    bench.datapath.remove(&c.host_link, c.ifindex).unwrap();
+    let orphan = Row { ifindex: 77, ..check::row(&a) };
+    bench.datapath.add("pworphan", &orphan, Disciplines::Free).unwrap();
+    // A link of ours that no endpoint goes with.
+    bench.plug("stray", 10);
+
+    let found = disagreements(&bench, OnDisagreement::Report);
+    let objects: Vec<&str> = found.iter().map(|(object, ..)| object.as_str()).collect();
+    let stray = format!("link {}", id("stray").host_link());
+    let slot = objects.iter().find(|object| object.starts_with("slot ")).unwrap();
+    let expected = [
+        "endpoint a/eth0",
+        "endpoint b/eth0",
+        "endpoint c/eth0",
+        "lease of unused/eth0",
+        &stray,
+        slot,
+    ];
+    assert_eq!(objects, expected, "{found:?}");
+    assert!(found.iter().all(|(.., outcome)| *outcome == Outcome::Open), "{found:?}");
+
+    let repaired = disagreements(&bench, OnDisagreement::Repair);
+    assert_eq!(repaired.len(), 6);
+    assert!(repaired.iter().all(|(.., outcome)| *outcome == Outcome::Repaired), "{repaired:?}");
+    assert_eq!(disagreements(&bench, OnDisagreement::Report), []);
+    let left: Vec<_> = bench.node.list().into_iter().map(|one| one.id).collect();
+    assert_eq!(left, [a.id, c.id]);
+    // What is pending was never in doubt.
+    assert!(bench.node.has_lease(&id("pending")).unwrap());
+}
+
+#[test]
+fn a_repair_that_fails_says_why() {
+    let bench = bench();
+    let a = bench.add("a", 7).unwrap();
+    bench.datapath.remove(&a.host_link, a.ifindex).unwrap();
+    bench.datapath.fail_next("add");
+    let found = disagreements(&bench, OnDisagreement::Repair);
+    assert!(
+        matches!(&found[..], [(_, _, Outcome::Failed(why))] if why.contains("on purpose")),
+        "{found:?}"
+    );
+    let again = disagreements(&bench, OnDisagreement::Repair);
+    assert_eq!(again[0].2, Outcome::Repaired);
+}
+
+const NAMESPACE: &str = "\
+apiVersion: v1
+kind: Namespace
+metadata:
+  name: shop
+  annotations:
+    podwire.io/pool: green, default
+";
+
+/// `default` is a /24 and a /64, `green` has room for two, `blue` for one.
+fn bench_of_pools() -> Bench {
+    let bench = bench_with(NAMESPACE);
+    for (name, cidrs) in
+        [("green", ["10.2.0.0/30", "fd00:2::/126"]), ("blue", ["10.3.0.0/32", "fd00:3::/64"])]
+    {
+        let cidrs = cidrs.iter().map(|cidr| cidr.parse().unwrap()).collect();
+        bench.node.ipam.add_pool(&podwire_ipam::PoolConfig::new(name, cidrs)).unwrap();
+    }
+    bench
+}
+
+#[test]
+fn pods_get_addresses_of_the_pools_that_are_chosen_for_them() {
+    let bench = bench_of_pools();
+    let subnets = |container: &str, annotations: &[(&str, &str)]| {
+        let reply = bench.node.lease(&of_pod(container, container, annotations)).unwrap();
+        let texts = reply.addresses.iter().map(|one| one.ip().to_string());
+        let subnet = |text: String| text[..text.rfind(['.', ':']).unwrap()].to_owned();
+        texts.map(subnet).collect::<Vec<_>>()
+    };
+    assert_eq!(subnets("c1", &[]), ["10.2.0", "fd00:2:"]);
+    let split = [("podwire.io/pool-ipv4", "blue,default")];
+    assert_eq!(subnets("c2", &split), ["10.3.0", "fd00:2:"]);
+    assert_eq!(subnets("c3", &split), ["10.1.0", "fd00:2:"]);
+    // The namespace's list goes on where its first pool is full, in pairs.
+    assert_eq!(subnets("c4", &[]), ["10.1.0", "fd00:1:"]);
+    assert_eq!(subnets("c1", &[]), ["10.2.0", "fd00:2:"], "the same for the same owner");
+
+    let only = [("podwire.io/pool", "blue")];
+    let error = bench.node.lease(&of_pod("c5", "c5", &only)).unwrap_err();
+    assert_eq!(error.body().code, ErrorCode::Exhausted);
+    assert!(error.to_string().contains("pool blue (size 1, used 0, pending 1"), "{error}");
+    let elsewhere = [("podwire.io/pool", "blue"), ("podwire.io/ips", "10.1.0.9")];
+    let error = bench.node.lease(&of_pod("c5", "c5", &elsewhere)).unwrap_err();
+    assert_eq!(error.to_string(), "10.1.0.9 is in no CIDR of pool blue");
+}
+
+#[test]
+fn a_name_keeps_its_addresses() {
+    let bench = bench_of_pools();
+    let sticky = |container: &str, name: &str| {
+        let request = of_pod(container, name, &[("podwire.io/sticky", "true")]);
+        bench.node.lease(&request).map(|reply| reply.addresses)
+    };
+    let first = sticky("c1", "web-0").unwrap();
+    let held = sticky("c2", "web-0").unwrap_err();
+    assert_eq!(held.body().code, ErrorCode::Conflict, "{held}");
+    let list: Vec<_> = first.iter().map(IpNetwork::ip).collect();
+    bench.plug("c1", 7);
+    bench.node.create(&id("c1"), &Bench::request("c1", 7, &list)).unwrap();
+    bench.node.delete(&id("c1")).unwrap();
+    assert_ne!(sticky("c3", "web-1").unwrap(), first);
+    assert_eq!(sticky("c2", "web-0").unwrap(), first);
+}
+
+/// An IPAM plugin of somebody else's knows of no pools, and an agent that was restarted of no lease.
+#[test]
+fn addresses_that_are_chosen_already_are_of_any_pool() {
+    let bench = bench_of_pools();
+    let mut request = of_pod("c1", "a", &[]);
+    request.pod.as_mut().unwrap().namespace = "other".into();
+    request.addresses = vec![[10, 2, 0, 2].into()];
+    request.others = OtherFamilies::Omit;
+    assert_eq!(bench.node.lease(&request).unwrap().addresses.len(), 1);
+    request.id = id("c2");
+    request.annotations.insert("podwire.io/pool".into(), "default".into());
+    request.addresses = vec![[10, 2, 0, 1].into()];
+    assert!(
+        bench.node.lease(&request).unwrap_err().to_string().contains("no CIDR of pool default")
+    );
+
+    let addresses = ["10.2.0.1".parse().unwrap(), "fd00:3::9".parse().unwrap()];
+    bench.plug("c3", 9);
+    bench.node.create(&id("c3"), &Bench::request("c3", 9, &addresses)).unwrap();
 }

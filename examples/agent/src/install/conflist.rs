@@ -45,7 +45,14 @@ impl Conflist<'_> {
         let mut own = Entry {
             r#type: PLUGIN,
             run_dir: Some(self.run_dir),
-            capabilities: BTreeMap::from([("dns", true), ("ips", true), ("mac", true)]),
+            capabilities: BTreeMap::from([
+                ("dns", true),
+                // containerd passes the pod's annotations; runtimes that know no such capability
+                // pass nothing.
+                ("io.kubernetes.cri.pod-annotations", true),
+                ("ips", true),
+                ("mac", true),
+            ]),
         };
         // A pod with a limit has its programs attached where the limiter's disciplines are not.
         if self.chain.iter().any(|name| name == "bandwidth") {
@@ -113,6 +120,7 @@ mod tests {
       "runDir": "/run/podwire",
       "capabilities": {
         "dns": true,
+        "io.kubernetes.cri.pod-annotations": true,
         "ips": true,
         "mac": true
       }

@@ -182,8 +182,8 @@ impl Node {
         assert_eq!(links.entries().unwrap(), []);
         assert_eq!(self.ask(Client::endpoints), []);
         assert_eq!(self.ask(Client::leases), []);
-        for pool in self.ask(Client::status).pools {
-            assert_eq!((pool.used, pool.pending), (0, 0), "{}", pool.cidr);
+        for one in self.ask(Client::pools).iter().flat_map(|pool| &pool.cidrs) {
+            assert_eq!((one.used, one.pending), (0, 0), "{}", one.cidr);
         }
     }
 }

@@ -1,0 +1,186 @@
+//! What a Prometheus server is told.
+
+use std::fmt;
+
+use podwire_api::Pool;
+use podwire_ipam::durable::Counts;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::{Registry, Unit};
+
+/// What the metrics are made of, at one moment.
+#[derive(Debug)]
+pub(crate) struct Measured {
+    pub(crate) pools: Vec<Pool>,
+    pub(crate) endpoints: u64,
+    pub(crate) counts: Counts,
+}
+
+/// The metrics as text, in the format of OpenMetrics.
+pub(crate) fn text(measured: Measured) -> Result<String, fmt::Error> {
+    let mut registry = Registry::with_prefix("podwire");
+    registry.register_collector(Box::new(measured));
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &registry)?;
+    Ok(text)
+}
+
+impl Collector for Measured {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let mut addresses = encoder.encode_descriptor(
+            "ipam_addresses",
+            "Addresses by what has become of them",
+            None,
+            MetricType::Gauge,
+        )?;
+        for (pool, family, sums) in self.sums() {
+            for (state, count) in sums.states() {
+                let labels = [("pool", pool), ("family", family), ("state", state)];
+                gauge(&mut addresses, &labels, count)?;
+            }
+        }
+        let mut exhausted = encoder.encode_descriptor(
+            "ipam_exhausted",
+            "Requests that found no address left in a pool",
+            None,
+            MetricType::Counter,
+        )?;
+        for (pool, family, sums) in self.sums() {
+            let labels = [("pool", pool), ("family", family)];
+            ConstCounter::new(sums.exhausted).encode(exhausted.encode_family(&labels)?)?;
+        }
+        let Counts { requests, commits, failures, .. } = self.counts;
+        for (name, help, count) in [
+            ("store_requests", "Requests whose changes are in the database", requests),
+            ("store_commits", "Commits that this took, each of them one sync", commits),
+            ("store_failures", "Commits that failed", failures),
+        ] {
+            let counter = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            ConstCounter::new(count).encode(counter)?;
+        }
+        let endpoints = encoder.encode_descriptor(
+            "endpoints",
+            "Endpoints",
+            None::<&Unit>,
+            MetricType::Gauge,
+        )?;
+        ConstGauge::new(whole(self.endpoints)).encode(endpoints)
+    }
+}
+
+fn gauge(encoder: &mut MetricEncoder<'_>, labels: &[(&str, &str)], count: u64) -> fmt::Result {
+    ConstGauge::new(whole(count)).encode(encoder.encode_family(&labels)?)
+}
+
+/// Gauges are signed; half of an IPv6 /64 does not fit, and nobody counts it.
+fn whole(count: u64) -> i64 {
+    count.try_into().unwrap_or(i64::MAX)
+}
+
+/// The CIDRs of one pool and family, added up.
+#[derive(Debug, Default)]
+struct Sums {
+    size: u64,
+    available: u64,
+    used: u64,
+    pending: u64,
+    cooling: u64,
+    reserved: u64,
+    kept: u64,
+    exhausted: u64,
+}
+
+impl Sums {
+    fn states(&self) -> [(&'static str, u64); 7] {
+        [
+            ("total", self.size),
+            ("free", self.available.saturating_sub(self.cooling)),
+            ("used", self.used),
+            ("pending", self.pending),
+            ("cooling", self.cooling),
+            ("reserved", self.reserved),
+            ("kept", self.kept),
+        ]
+    }
+}
+
+impl Measured {
+    fn sums(&self) -> impl Iterator<Item = (&str, &'static str, Sums)> {
+        self.pools.iter().flat_map(|pool| {
+            [("ipv4", true, pool.exhausted_v4), ("ipv6", false, pool.exhausted_v6)]
+                .into_iter()
+                .filter_map(|(family, is_v4, exhausted)| {
+                    let mut sums = Sums { exhausted, ..Sums::default() };
+                    let mut of_family =
+                        pool.cidrs.iter().filter(|one| one.cidr.is_ipv4() == is_v4).peekable();
+                    of_family.peek()?;
+                    for one in of_family {
+                        for (sum, more) in [
+                            (&mut sums.size, one.size),
+                            (&mut sums.available, one.available()),
+                            (&mut sums.used, one.used),
+                            (&mut sums.pending, one.pending),
+                            (&mut sums.cooling, one.cooling),
+                            (&mut sums.reserved, one.reserved),
+                            (&mut sums.kept, one.kept),
+                        ] {
+                            *sum = sum.saturating_add(more);
+                        }
+                    }
+                    Some((pool.name.as_str(), family, sums))
+                })
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use podwire_api::CidrUsage;
+
+    use super::*;
+
+    #[test]
+    fn a_pool_is_told_by_family_and_state() {
+        let cidr = |cidr: &str, size, used| CidrUsage {
+            cidr: cidr.parse().unwrap(),
+            size,
+            used,
+            pending: 1,
+            cooling: 2,
+            reserved: 3,
+            kept: 4,
+            drained: false,
+        };
+        let pool = Pool {
+            name: "blue".into(),
+            cidrs: vec![
+                cidr("10.0.0.0/24", 254, 10),
+                cidr("10.0.1.0/24", 254, 20),
+                cidr("fd00::/64", u64::MAX, 5),
+            ],
+            excluded: Vec::new(),
+            cooldown: 60,
+            pending_ttl: 300,
+            exhausted_v4: 7,
+            exhausted_v6: 0,
+        };
+        let measured = Measured { pools: vec![pool], endpoints: 9, counts: Counts::default() };
+        let text = text(measured).unwrap();
+        for line in [
+            "# TYPE podwire_ipam_addresses gauge",
+            r#"podwire_ipam_addresses{pool="blue",family="ipv4",state="total"} 508"#,
+            r#"podwire_ipam_addresses{pool="blue",family="ipv4",state="used"} 30"#,
+            r#"podwire_ipam_addresses{pool="blue",family="ipv4",state="free"} 458"#,
+            r#"podwire_ipam_addresses{pool="blue",family="ipv6",state="kept"} 4"#,
+            r#"podwire_ipam_exhausted_total{pool="blue",family="ipv4"} 7"#,
+            "podwire_store_commits_total 0",
+            "podwire_endpoints 9",
+            "# EOF",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
+        }
+    }
+}

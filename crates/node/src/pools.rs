@@ -1,0 +1,123 @@
+//! The pool that the agent's options make, and what the ones before made.
+
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+use podwire_api::{Repair, Router};
+use podwire_ipam::{Allocator, PoolConfig};
+
+use crate::node::pools::ROUTER;
+use crate::store::{self, PodCidrs, Records};
+use crate::{Config, Error};
+
+/// The pool of `--pod-cidr`.
+const DEFAULT: &str = "default";
+
+/// Brings the pool of the agent's options into being, or up to date. CIDRs that were added to it while
+/// an agent ran stay; those that the last start was given and this one is not are taken away, or drained
+/// as long as something of them is held. Gives what is worth telling of that.
+pub(crate) fn arrange(
+    ipam: &Records,
+    config: &Config,
+    before: &PodCidrs,
+) -> Result<Vec<Repair>, Error> {
+    let mut wanted = PoolConfig::new(DEFAULT, config.pod_cidrs.clone());
+    (wanted.cooldown, wanted.pending_ttl) = (config.cooldown, config.pending_ttl);
+    Allocator::new(&wanted).map_err(of_option)?;
+    let (mut repairs, mut given_up) = (Vec::new(), Vec::new());
+    let present = ipam.read(|allocator| allocator.config(DEFAULT).ok())?;
+    match present {
+        None => ipam.add_pool(&wanted).map_err(refused)?,
+        Some(present) => {
+            let former = before.given.iter().chain(&before.given_up);
+            for &cidr in former.filter(|cidr| !config.pod_cidrs.contains(cidr)) {
+                if present.cidrs.contains(&cidr) {
+                    repairs.push(give_up(ipam, cidr, &mut given_up)?);
+                }
+            }
+            // One that was drained by hand stays so: it was an option of the last start as well.
+            let is_new =
+                |cidr: &&IpNetwork| !present.cidrs.contains(cidr) || !before.given.contains(cidr);
+            for &cidr in config.pod_cidrs.iter().filter(is_new) {
+                ipam.add_cidr(DEFAULT, cidr).map_err(refused)?;
+            }
+            if (present.cooldown, present.pending_ttl) != (config.cooldown, config.pending_ttl) {
+                ipam.set_times(DEFAULT, config.cooldown, config.pending_ttl)?;
+            }
+        }
+    }
+    let options = PodCidrs { given: config.pod_cidrs.clone(), given_up };
+    if options != *before {
+        ipam.begin(store::put_pod_cidrs(&options))?.wait()?;
+    }
+    for pool in &config.default_pools {
+        ipam.read(|allocator| allocator.config(pool).map(drop))?
+            .map_err(|error| Error::Config { option: "--default-pool", why: error.to_string() })?;
+    }
+    Ok(repairs)
+}
+
+/// Sets the pods' gateways aside, and no address that was one before. To be called when the endpoints
+/// have their addresses, so that a gateway which a pod has is an error that names the pod and not the
+/// loss of the pod.
+pub(crate) fn set_routers_aside(ipam: &Records, routers: Router) -> Result<(), Error> {
+    let current: Vec<IpAddr> =
+        routers.v4.map(Into::into).into_iter().chain(routers.v6.map(Into::into)).collect();
+    for (address, why) in ipam.reservations()? {
+        if why == ROUTER && !current.contains(&address) {
+            ipam.unreserve(address)?;
+        }
+    }
+    for address in current {
+        let reserved =
+            ipam.read(|all| all.reservations().any(|(one, why)| one == address && why == ROUTER))?;
+        if reserved {
+            continue;
+        }
+        match ipam.reserve(address, ROUTER) {
+            Ok(()) => {}
+            Err(error) => match error.refusal() {
+                Some(podwire_ipam::Error::OutsidePool { .. }) => {}
+                Some(podwire_ipam::Error::Held { address, holder }) => {
+                    let holder = holder.to_string();
+                    return Err(Error::RouterTaken { address: *address, holder });
+                }
+                _ => return Err(error.into()),
+            },
+        }
+    }
+    Ok(())
+}
+
+/// Takes a CIDR away that is no option any more, or lets it run empty.
+fn give_up(
+    ipam: &Records,
+    cidr: IpNetwork,
+    given_up: &mut Vec<IpNetwork>,
+) -> Result<Repair, Error> {
+    let (object, found) = (format!("{cidr} of pool {DEFAULT}"), "is no --pod-cidr any more".into());
+    let done = match ipam.remove_cidr(DEFAULT, cidr) {
+        Ok(()) => "taken away".to_owned(),
+        Err(error) => match error.refusal() {
+            Some(podwire_ipam::Error::CidrInUse { used, pending, reserved, kept, .. }) => {
+                ipam.drain_cidr(DEFAULT, cidr)?;
+                given_up.push(cidr);
+                let held = used + pending + reserved + kept;
+                format!("drained: {held} addresses of it are held")
+            }
+            _ => return Err(error.into()),
+        },
+    };
+    Ok(Repair { object, found, done })
+}
+
+fn of_option(error: podwire_ipam::Error) -> Error {
+    Error::Config { option: "--pod-cidr", why: error.to_string() }
+}
+
+fn refused(error: podwire_ipam::durable::Error) -> Error {
+    match error {
+        podwire_ipam::durable::Error::Refused(refusal) => of_option(refusal),
+        error => error.into(),
+    }
+}
