@@ -312,17 +312,26 @@ impl Request {
     /// One address of this family only.
     #[must_use]
     pub fn family(family: Family) -> Self {
-        let families = match family {
-            Family::V4 => Families::V4,
-            Family::V6 => Families::V6,
+        let other = match family {
+            Family::V4 => Family::V6,
+            Family::V6 => Family::V4,
         };
-        Self { families, ..Self::default() }
+        let mut request = Self::default().require(family);
+        request.families.set(other, false);
+        request
     }
 
     /// One address of both families; where the pools have only one, the request is refused.
     #[must_use]
     pub fn dual_stack() -> Self {
-        Self { families: Families::Both, ..Self::default() }
+        Self::default().require(Family::V4).require(Family::V6)
+    }
+
+    /// Refuses to go without an address of this family.
+    #[must_use]
+    pub fn require(mut self, family: Family) -> Self {
+        self.families.set(family, true);
+        self
     }
 
     /// Asks for exactly these addresses, at most one of each family, in addition to what the
@@ -383,23 +392,27 @@ impl Request {
     }
 }
 
-/// Which families a request covers, apart from its explicit addresses.
+/// Which families a request covers, apart from its explicit addresses: `None` for those that there
+/// are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Families {
-    #[default]
-    WhatThereIs,
-    V4,
-    V6,
-    Both,
+pub(crate) struct Families {
+    v4: Option<bool>,
+    v6: Option<bool>,
 }
 
 impl Families {
     /// `None`: if a pool has it.
     pub(crate) fn wants(self, family: Family) -> Option<bool> {
-        match (self, family) {
-            (Self::WhatThereIs, _) => None,
-            (Self::Both, _) | (Self::V4, Family::V4) | (Self::V6, Family::V6) => Some(true),
-            (Self::V4, Family::V6) | (Self::V6, Family::V4) => Some(false),
+        match family {
+            Family::V4 => self.v4,
+            Family::V6 => self.v6,
+        }
+    }
+
+    fn set(&mut self, family: Family, wanted: bool) {
+        match family {
+            Family::V4 => self.v4 = Some(wanted),
+            Family::V6 => self.v6 = Some(wanted),
         }
     }
 }

@@ -11,20 +11,19 @@ pub(crate) struct RangeSet {
 impl RangeSet {
     /// Adds `value` and tells whether it was new.
     pub(crate) fn insert(&mut self, value: u128) -> bool {
-        let mut first = value;
-        if let Some((&start, &end)) = self.runs.range(..=value).next_back() {
-            if end >= value {
+        // No run begins behind a value of the set, since it would touch that value's.
+        let next = value.checked_add(1).and_then(|next| self.runs.remove(&next));
+        let last = next.unwrap_or(value);
+        if let Some((_, end)) = self.runs.range_mut(..=value).next_back() {
+            if *end >= value {
                 return false;
             }
-            if end + 1 == value {
-                first = start;
+            if *end + 1 == value {
+                *end = last;
+                return true;
             }
         }
-        let last = match value.checked_add(1) {
-            Some(next) => self.runs.remove(&next).unwrap_or(value),
-            None => value,
-        };
-        self.runs.insert(first, last);
+        self.runs.insert(value, last);
         true
     }
 

@@ -1,6 +1,8 @@
 //! How much memory leases take, by an allocator that counts: every byte asked for, rounded up as
 //! glibc rounds it.
 
+#![expect(clippy::unwrap_used, reason = "functions that tests share panic as tests do")]
+
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 

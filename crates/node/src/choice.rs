@@ -45,6 +45,8 @@ pub(crate) struct Pools {
     pub(crate) names: Vec<String>,
     /// The annotation that names them; `None` for the node's default.
     pub(crate) origin: Option<String>,
+    /// Whether that annotation is about one family: then the pod is to have an address of it.
+    pub(crate) of_family: bool,
 }
 
 impl Choice {
@@ -173,7 +175,7 @@ impl<'a> Subject<'a> {
 fn choose(subject: &Subject<'_>, default_pools: &[String]) -> Result<Choice, Error> {
     let Subject { pod, of_pod, of_namespace } = subject;
     let (own, shared) = (of_pod.read()?, of_namespace.read()?);
-    let default = || Pools { names: default_pools.to_vec(), origin: None };
+    let default = || Pools { names: default_pools.to_vec(), origin: None, of_family: false };
     let pools = |own_of_family: Option<Pools>, shared_of_family: Option<Pools>| {
         own_of_family
             .or_else(|| own.pools.clone())
@@ -222,7 +224,9 @@ impl Annotated<'_> {
             let refused = |why| self.refused(key, why);
             let pools = || {
                 let origin = format!("annotation {key} of {}", self.of);
-                pools(value).map(|names| Pools { names, origin: Some(origin) }).map_err(refused)
+                let of_family = key != POOL;
+                let chosen = |names| Pools { names, origin: Some(origin), of_family };
+                pools(value).map(chosen).map_err(refused)
             };
             match self.allowed.iter().copied().find(|allowed| allowed == key) {
                 Some(POOL) => said.pools = Some(pools()?),

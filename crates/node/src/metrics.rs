@@ -19,7 +19,7 @@ pub(crate) struct Measured {
     pub(crate) counts: Counts,
 }
 
-/// The metrics as text, in the format of OpenMetrics.
+/// The metrics in the text format that Prometheus servers read.
 pub(crate) fn text(measured: Measured) -> Result<String, fmt::Error> {
     let mut registry = Registry::with_prefix("podwire");
     registry.register_collector(Box::new(measured));

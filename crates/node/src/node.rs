@@ -124,7 +124,10 @@ impl Node {
         self.touch();
         let _turn = self.turns.take(&request.id);
         let choice = self.chooser.choose(request)?;
-        let all = self.ipam.read(|all| all.pools().map(str::to_owned).collect::<Vec<_>>())?;
+        let all = match request.others {
+            OtherFamilies::Omit => self.ipam.read(|all| all.pools().map(Into::into).collect())?,
+            _ => Vec::new(),
+        };
         let wanted = wanted(request, &choice, &all)?;
         let owner = match &request.pod {
             Some(PodRef { namespace, name, .. }) => {
@@ -542,6 +545,13 @@ fn wanted(request: &LeaseRequest, choice: &Choice, all: &[String]) -> Result<Req
         .with_addresses(&choice.addresses)?
         .pools_of(Family::V4, &list(&choice.v4))
         .pools_of(Family::V6, &list(&choice.v6));
+    if request.others == OtherFamilies::Lease {
+        for (family, pools) in [(Family::V4, &choice.v4), (Family::V6, &choice.v6)] {
+            if pools.of_family {
+                wanted = wanted.require(family);
+            }
+        }
+    }
     if let Some(name) = &choice.sticky {
         wanted = wanted.sticky(name);
     }

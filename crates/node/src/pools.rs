@@ -23,7 +23,7 @@ pub(crate) fn arrange(
 ) -> Result<Vec<Repair>, Error> {
     let mut wanted = PoolConfig::new(DEFAULT, config.pod_cidrs.clone());
     (wanted.cooldown, wanted.pending_ttl) = (config.cooldown, config.pending_ttl);
-    Allocator::new(&wanted).map_err(of_option)?;
+    Allocator::new(&wanted).map_err(|error| of_option(&error))?;
     let (mut repairs, mut given_up) = (Vec::new(), Vec::new());
     let present = ipam.read(|allocator| allocator.config(DEFAULT).ok())?;
     match present {
@@ -112,13 +112,13 @@ fn give_up(
     Ok(Repair { object, found, done })
 }
 
-fn of_option(error: podwire_ipam::Error) -> Error {
+fn of_option(error: &podwire_ipam::Error) -> Error {
     Error::Config { option: "--pod-cidr", why: error.to_string() }
 }
 
 fn refused(error: podwire_ipam::durable::Error) -> Error {
     match error {
-        podwire_ipam::durable::Error::Refused(refusal) => of_option(refusal),
+        podwire_ipam::durable::Error::Refused(refusal) => of_option(&refusal),
         error => error.into(),
     }
 }

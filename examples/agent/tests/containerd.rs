@@ -22,6 +22,7 @@ use std::{
 };
 
 use hyper_util::rt::TokioIo;
+use ipnetwork::IpNetwork;
 use k8s_cri::v1::{
     ContainerConfig, ContainerMetadata, CreateContainerRequest, ExecSyncRequest, ImageSpec,
     ImageStatusRequest, LinuxPodSandboxConfig, LinuxSandboxSecurityContext, ListPodSandboxRequest,
@@ -166,6 +167,14 @@ fn pods_and_namespaces_choose_addresses_by_annotations() {
     until("the agent knows the namespace", || {
         refused_by(cri, "no pool blue, which annotation podwire.io/pool of namespace default names")
     });
+    let pool = ["10.9.0.0/24", "fd00:9::/64"];
+    containerd.node.cli(&["ipam", "pool", "create", "blue", pool[0], pool[1]]);
+    let sandbox = cri.run_annotated("a", &[]).unwrap();
+    for (address, cidr) in cri.addresses(&sandbox).unwrap().into_iter().zip(pool) {
+        assert!(cidr.parse::<IpNetwork>().unwrap().contains(address), "{address}");
+    }
+    cri.stop_and_remove(&sandbox).unwrap();
+    containerd.node.cli(&["ipam", "pool", "delete", "blue"]);
     // A pod of it that says otherwise.
     let sandbox = cri.run_annotated("a", &[("podwire.io/pool", "default")]).unwrap();
     cri.stop_and_remove(&sandbox).unwrap();

@@ -231,7 +231,7 @@ fn check(reply: &CheckReply) -> Result<Page, Failure> {
         push(&mut text, format_args!("  {BAD}{object}{BAD:#}: {found}\n"));
         match &one.outcome {
             Outcome::Repaired => {
-                push(&mut text, format_args!("    {GOOD}done{GOOD:#}: {remedy}\n"))
+                push(&mut text, format_args!("    {GOOD}done{GOOD:#}: {remedy}\n"));
             }
             Outcome::Failed(why) => {
                 left += 1;

@@ -24,11 +24,16 @@ impl Allocator {
     /// The addresses that an owner which has none is to be granted, IPv4 first; one at least.
     pub(super) fn choose(&mut self, request: &Request) -> Result<[Option<Spot>; 2], Error> {
         self.check_name_is_idle(request)?;
-        let lists = [self.pools_of(request, Family::V4)?, self.pools_of(request, Family::V6)?];
+        let v4 = self.pools_of(request, Family::V4)?;
+        let v6 = match request.is_paired() {
+            true => None,
+            false => Some(self.pools_of(request, Family::V6)?),
+        };
+        let lists = [&*v4, v6.as_deref().unwrap_or(&v4)];
         let mut chosen = [None, None];
         let mut open = [false, false];
         for (at, family) in FAMILIES.into_iter().enumerate() {
-            let (list, wanted) = (&lists[at], request.families.wants(family));
+            let (list, wanted) = (lists[at], request.families.wants(family));
             chosen[at] = match request.explicit.of(family) {
                 Some(address) => Some(self.explicit(address, list, request)?),
                 None if wanted == Some(false) => None,
@@ -41,14 +46,14 @@ impl Allocator {
             open[at] = chosen[at].is_none() && wanted != Some(false) && there_is;
         }
         if chosen == [None, None] && open == [false, false] {
-            return Err(self.no_family(&lists[0], Family::V4));
+            return Err(self.no_family(lists[0], Family::V4));
         }
         if open == [true, true] && request.is_paired() {
-            let pair = self.pair(&lists[0], request, free);
-            if let Some(pair) = pair.or_else(|| self.pair(&lists[0], request, any)) {
+            let pair = self.pair(lists[0], request, free);
+            if let Some(pair) = pair.or_else(|| self.pair(lists[0], request, any)) {
                 let pool = pair.into_iter().flatten().next().map(|spot| spot.pool);
                 for family in FAMILIES {
-                    self.note_exhausted(&lists[0], family, pool);
+                    self.note_exhausted(lists[0], family, pool);
                 }
                 return Ok(pair);
             }
@@ -57,10 +62,10 @@ impl Allocator {
             if !open[at] {
                 continue;
             }
-            chosen[at] = self.single(&lists[at], family);
-            self.note_exhausted(&lists[at], family, chosen[at].map(|spot| spot.pool));
+            chosen[at] = self.single(lists[at], family);
+            self.note_exhausted(lists[at], family, chosen[at].map(|spot| spot.pool));
             if chosen[at].is_none() {
-                return Err(self.exhausted_error(&lists[at], family));
+                return Err(self.exhausted_error(lists[at], family));
             }
         }
         Ok(chosen)

@@ -228,7 +228,7 @@ fn expected(model: &mut Model, wish: &Wish) -> Result<[Option<Choice>; 2], Vec<R
         return Err(reasons);
     }
     if open == [true, true] && wish.list(Family::V4) == wish.list(Family::V6) {
-        let passes = [Model::from_free, Model::from_any];
+        let passes = [Model::free_one, Model::any_one];
         let pair = passes.into_iter().find_map(|choose| pair(model, &lists[0], wish, choose));
         if let Some((pool, pair)) = pair {
             for family in FAMILIES {
@@ -241,7 +241,7 @@ fn expected(model: &mut Model, wish: &Wish) -> Result<[Option<Choice>; 2], Vec<R
         let first = |choose: fn(&Model, usize, Family) -> Option<Choice>| {
             lists[at].iter().find_map(|pool| Some((*pool, choose(model, *pool, family)?)))
         };
-        let found = first(Model::from_free).or_else(|| first(Model::from_any));
+        let found = first(Model::free_one).or_else(|| first(Model::any_one));
         note_exhausted(model, &lists[at], family, found.as_ref().map(|(pool, _)| *pool));
         choices[at] = Some(found.ok_or_else(|| vec![Refusal::Exhausted])?.1);
     }
@@ -288,19 +288,19 @@ fn pair(
 /// Pools that were asked before the one that had an address, and have nothing at all.
 fn note_exhausted(model: &mut Model, list: &[usize], family: Family, found: Option<usize>) {
     for &pool in list.iter().take_while(|pool| Some(**pool) != found) {
-        if model.pools[pool].has(family) && model.from_any(pool, family).is_none() {
+        if model.pools[pool].has(family) && model.any_one(pool, family).is_none() {
             model.pools[pool].exhausted[usize::from(family == Family::V6)] += 1;
         }
     }
 }
 
 impl Model {
-    fn from_free(&self, pool: usize, family: Family) -> Option<Choice> {
+    fn free_one(&self, pool: usize, family: Family) -> Option<Choice> {
         Some(self.free(pool, family)).filter(|free| !free.is_empty()).map(Choice::AnyOf)
     }
 
-    fn from_any(&self, pool: usize, family: Family) -> Option<Choice> {
+    fn any_one(&self, pool: usize, family: Family) -> Option<Choice> {
         let oldest = || self.oldest_cooling(pool, family).map(Choice::Oldest);
-        self.from_free(pool, family).or_else(oldest)
+        self.free_one(pool, family).or_else(oldest)
     }
 }

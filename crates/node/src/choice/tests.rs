@@ -69,10 +69,12 @@ fn lists_addresses_and_names_are_read() {
             v4: Pools {
                 names: names("blue,red,a-1"),
                 origin: Some("annotation podwire.io/pool of pod shop/web-0".into()),
+                of_family: false,
             },
             v6: Pools {
                 names: names("six"),
                 origin: Some("annotation podwire.io/pool-ipv6 of pod shop/web-0".into()),
+                of_family: true,
             },
             addresses: vec![[10, 1, 0, 5].into(), "fd00:1::5".parse().unwrap()],
             sticky: Some("shop/web-0".into()),

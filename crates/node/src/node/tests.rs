@@ -699,6 +699,16 @@ fn pods_get_addresses_of_the_pools_that_are_chosen_for_them() {
     assert_eq!(subnets("c4", &[]), ["10.1.0", "fd00:1:"]);
     assert_eq!(subnets("c1", &[]), ["10.2.0", "fd00:2:"], "the same for the same owner");
 
+    // Who names pools of a family means to have an address of it.
+    bench
+        .node
+        .ipam
+        .add_pool(&podwire_ipam::PoolConfig::new("old", vec!["10.4.0.0/24".parse().unwrap()]))
+        .unwrap();
+    let error =
+        bench.node.lease(&of_pod("c5", "c5", &[("podwire.io/pool-ipv6", "old")])).unwrap_err();
+    assert_eq!(error.to_string(), "no IPv6 CIDR in pool old");
+
     let only = [("podwire.io/pool", "blue")];
     let error = bench.node.lease(&of_pod("c5", "c5", &only)).unwrap_err();
     assert_eq!(error.body().code, ErrorCode::Exhausted);
