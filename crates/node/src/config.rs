@@ -26,7 +26,8 @@ pub struct Config {
     pub route_mtu: Option<u32>,
     /// The pools of pods that nobody chose one for, in the order in which they are tried.
     pub default_pools: Vec<String>,
-    /// Pools that the nodes of a cluster share, of which this one claims blocks.
+    /// Pools of which the node claims blocks as it needs them. Claims are kept in `state_dir`, so that two
+    /// nodes must not have the same CIDRs.
     pub cluster_pools: Vec<ClusterPool>,
     /// A folder of Kubernetes manifests, from which the annotations of namespaces are learnt, and those
     /// of pods where the runtime does not pass them.

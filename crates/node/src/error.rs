@@ -95,10 +95,10 @@ pub enum Error {
     Ipam(#[from] podwire_ipam::Error),
 
     /// No lease, because no block could be claimed that would have an address.
-    #[error("{source}{}{why}", if why.is_empty() { "" } else { ": " })]
+    #[error("{refusal}{}{why}", if why.is_empty() { "" } else { ": " })]
     NoBlock {
         /// What the pools lack.
-        source: podwire_ipam::Error,
+        refusal: podwire_ipam::Error,
         /// What keeps the node from claiming one.
         why: String,
     },

@@ -16,7 +16,9 @@ use podwire_endpoint::{Attached, Attachment, attach};
 use podwire_lab::{Host, Inventory, Pod};
 use podwire_netlink::{IfName, Link, LinkChange, Netlink, NewLink};
 use podwire_netns::Netns;
-use podwire_node::{Agent, AttachChoice, Config, Error, Places, leftovers, runtime};
+use podwire_node::{
+    Agent, AttachChoice, Config, Error, Places, leftovers, parse_cluster_pool, runtime,
+};
 use tokio::sync::oneshot;
 
 fn config() -> Config {
@@ -451,7 +453,9 @@ fn cleanup_leaves_nothing_of_ours_and_all_of_theirs() {
         bpffs: "/sys/fs/bpf/podwire".into(),
     };
     let before = host.inventory().unwrap();
-    let agent = Running::start(&host, config()).unwrap();
+    let mut config = config();
+    config.cluster_pools = vec![parse_cluster_pool("blue=10.64.0.0/16@26").unwrap()];
+    let agent = Running::start(&host, config).unwrap();
     let refused = host.run(|| leftovers(&places)).unwrap_err();
     assert!(refused.is_already_running(), "{refused:?}");
     plug(&host, &host.add_pod("c1").unwrap());
@@ -462,6 +466,7 @@ fn cleanup_leaves_nothing_of_ours_and_all_of_theirs() {
         Netlink::open().unwrap().create_link(&NewLink::bridge(name)).unwrap();
         fs::write("/var/lib/podwire/other", "").unwrap();
         fs::write("/run/podwire/pending-del/other", "").unwrap();
+        assert!(fs::exists("/var/lib/podwire/blocks.redb").unwrap());
         for leftover in leftovers(&places).unwrap() {
             leftover.remove().unwrap();
         }
@@ -472,6 +477,7 @@ fn cleanup_leaves_nothing_of_ours_and_all_of_theirs() {
         assert!(fs::exists("/var/lib/podwire/other").unwrap());
         assert!(fs::exists("/run/podwire/pending-del/other").unwrap());
         assert!(!fs::exists("/var/lib/podwire/podwire.redb").unwrap());
+        assert!(!fs::exists("/var/lib/podwire/blocks.redb").unwrap());
         assert!(!fs::exists("/sys/fs/bpf/podwire").unwrap());
     });
 }

@@ -197,7 +197,7 @@ impl Node {
         granted.map_err(|error| match error {
             Error::Ipam(refusal) if !demand(blocks, &refusal).is_empty() => {
                 let troubles: Vec<_> = blocks.troubles().into_iter().map(|one| one.what).collect();
-                Error::NoBlock { source: refusal, why: troubles.join("; ") }
+                Error::NoBlock { refusal, why: troubles.join("; ") }
             }
             error => error,
         })

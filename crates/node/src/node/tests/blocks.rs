@@ -320,3 +320,19 @@ fn many_at_once_are_all_served() {
     assert_eq!(all.into_inner().unwrap().len(), 320);
     bench.assert_in_step();
 }
+
+#[test]
+fn the_size_of_blocks_stays() {
+    let (bench, _) = Start::of(&["blue=10.64.0.0/16@28"]).go();
+    let before = bench.blocks("blue");
+    let pools = ["blue=10.64.0.0/16@27"];
+    let (bench, _) = Start { name: "n1", pools: &pools, folder: bench.stop() }.go();
+    assert_eq!(bench.blocks("blue"), before);
+    for n in 0..14 {
+        bench.lease(&format!("c{n}")).unwrap();
+    }
+    let body = bench.lease("late").unwrap_err().body();
+    let why = "pool blue has /28 IPv4 blocks in this cluster, and /27 is configured";
+    assert!(body.message.contains(why), "{body:?}");
+    assert_eq!(bench.node.block_troubles()[0].what, why);
+}
