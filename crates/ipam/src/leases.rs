@@ -1,7 +1,7 @@
-use std::hash::{BuildHasher, RandomState};
+use std::hash::BuildHasher;
 use std::net::IpAddr;
 
-use hashbrown::HashTable;
+use hashbrown::{DefaultHashBuilder, HashTable};
 
 use crate::{Family, Lease, Owner};
 
@@ -20,7 +20,7 @@ pub(crate) struct Leases {
     by_owner: HashTable<Slot>,
     by_v4: HashTable<Slot>,
     by_v6: HashTable<Slot>,
-    hasher: RandomState,
+    hasher: DefaultHashBuilder,
 }
 
 /// Leases by slot, in pieces of one size: a single vector would be half empty after it has grown, and
