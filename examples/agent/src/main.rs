@@ -64,7 +64,7 @@ struct Options {
     #[arg(long, value_name = "NAME", value_delimiter = ',', default_value = "default")]
     default_pool: Vec<String>,
     /// Pool of which the node claims blocks of that prefix length as it needs them, such as
-    /// blue=10.64.0.0/12@26,fd64::/48@80. Repeatable. Made for pools that the nodes of a cluster share; but
+    /// `blue=10.64.0.0/12@26,fd64::/48@80`. Repeatable. Made for pools that the nodes of a cluster share; but
     /// claims are kept in --state-dir so far, so that nodes do not see each other's: give each its own CIDRs.
     #[arg(long = "cluster-pool", value_name = "NAME=CIDR@LENGTH[,..]", value_parser = parse_cluster_pool)]
     cluster_pools: Vec<ClusterPool>,
