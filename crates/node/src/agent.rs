@@ -261,10 +261,11 @@ async fn expire(shared: Arc<Shared>) {
     loop {
         tokio::time::sleep(EXPIRY).await;
         let working = shared.clone();
-        match tokio::task::spawn_blocking(move || working.node.expire()).await {
+        let look = move || working.node.expire().and_then(|()| working.node.reclaim());
+        match tokio::task::spawn_blocking(look).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(error = chain(&error), "expiring leases"),
-            Err(error) => tracing::error!(%error, "expiring leases"),
+            Ok(Err(error)) => tracing::warn!(error = chain(&error), "taking back leases"),
+            Err(error) => tracing::error!(%error, "taking back leases"),
         }
     }
 }

@@ -67,6 +67,29 @@ impl Node {
         Ok(CheckReply { leases, endpoints, disagreements })
     }
 
+    /// Takes back confirmed leases of endpoints that are gone: a release that never reached the disk, because
+    /// that failed, comes back with what the disk has. One whose link stands may be a pod's that this
+    /// agent could not restore.
+    pub(crate) fn reclaim(&self) -> Result<(), Error> {
+        let known: HashSet<EndpointId> = self.endpoints().keys().cloned().collect();
+        let leases = self.leases()?.into_iter();
+        let lost =
+            leases.filter(|one| one.state == LeaseState::Confirmed && !known.contains(&one.id));
+        for Lease { id, .. } in lost {
+            let _turn = self.turns.take(&id);
+            let lost = Suspicion::Unused(id);
+            if let Some(found) = self.confirm_suspicion(&lost)? {
+                match self.repair(&lost) {
+                    Ok(()) => tracing::warn!(object = lost.object(), found, "taken back"),
+                    Err(error) => {
+                        tracing::debug!(object = lost.object(), found, error = chain(&error))
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn look(&self) -> Result<Seen, Error> {
         let links = self.links.all().map_err(look_at("the links"))?;
         let rows = self.datapath.rows().map_err(look_at("the datapath's endpoints"))?;
@@ -187,7 +210,18 @@ impl Node {
 
     fn repair(&self, suspicion: &Suspicion) -> Result<(), Error> {
         match suspicion {
-            Suspicion::Unused(id) => self.drop_lease(id).map(drop),
+            Suspicion::Unused(id) => {
+                let links = self.links.all().map_err(look_at("the links"))?;
+                if let Some(link) = links.iter().find(|link| self.marked(link).as_ref() == Some(id))
+                {
+                    return Err(Error::Conflict(format!(
+                        "link {} of {id} stands, and a pod may be using it: restart podwired, which \
+                         restores the endpoint or says why it cannot",
+                        link.name
+                    )));
+                }
+                self.drop_lease(id).map(drop)
+            }
             Suspicion::Unleased(id) => {
                 let Some(endpoint) = self.endpoint(id) else { return Ok(()) };
                 self.drop_lease(id)?;

@@ -647,6 +647,28 @@ fn every_disagreement_is_named_and_repaired() {
 }
 
 #[test]
+fn leases_whose_release_was_lost_are_taken_back_by_and_by() {
+    let bench = bench();
+    let (a, lost, standing) = (bench.add("a", 7).unwrap(), id("lost"), id("standing"));
+    for id in [&lost, &standing] {
+        bench.lease(id.container_id.as_str()).unwrap();
+        bench.node.ipam.confirm(&owner(id)).unwrap();
+    }
+    bench.lease("pending").unwrap();
+    // A pod that an agent could not restore goes on with its address.
+    bench.plug("standing", 9);
+    bench.node.reclaim().unwrap();
+    let left: Vec<_> = bench.node.leases().unwrap().into_iter().map(|lease| lease.id).collect();
+    assert_eq!(left, [a.id, id("pending"), standing]);
+    let found = disagreements(&bench, OnDisagreement::Repair);
+    let why = "link pw";
+    assert!(
+        matches!(&found[..], [(_, _, Outcome::Failed(said))] if said.starts_with(why)),
+        "{found:?}"
+    );
+}
+
+#[test]
 fn a_repair_that_fails_says_why() {
     let bench = bench();
     let a = bench.add("a", 7).unwrap();
