@@ -187,6 +187,7 @@ impl Allocator {
 
     /// The leases that [`expire`](Self::expire) would take back.
     pub(crate) fn due(&self, now: Time) -> impl Iterator<Item = &Lease> {
+        let now = now.max(self.latest);
         let due = self.pending.iter().take_while(move |(expires, _)| *expires <= now);
         due.filter_map(|(_, slot)| self.leases.at(*slot))
     }

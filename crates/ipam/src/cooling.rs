@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use hashbrown::HashMap;
 
@@ -9,6 +9,8 @@ use crate::Time;
 pub(crate) struct Cooling {
     /// Release number -> address and the moment from which nobody remembers it.
     queue: BTreeMap<u64, (u128, Time)>,
+    /// Those moments and release numbers: a cool-down that was shortened ends before older ones.
+    due: BTreeSet<(Time, u64)>,
     /// Address -> release number.
     numbers: HashMap<u128, u64>,
     released: u64,
@@ -18,6 +20,7 @@ impl Cooling {
     pub(crate) fn push(&mut self, address: u128, until: Time) {
         self.released += 1;
         self.queue.insert(self.released, (address, until));
+        self.due.insert((until, self.released));
         self.numbers.insert(address, self.released);
     }
 
@@ -26,13 +29,14 @@ impl Cooling {
         self.queue.first_key_value().map(|(_, &(address, _))| address)
     }
 
-    /// Takes out the address released longest ago if its cool-down is over.
+    /// Takes out an address whose cool-down is over.
     pub(crate) fn pop_due(&mut self, now: Time) -> Option<u128> {
-        let entry = self.queue.first_entry()?;
-        if entry.get().1 > now {
+        let &(until, number) = self.due.first()?;
+        if until > now {
             return None;
         }
-        let (address, _) = entry.remove();
+        self.due.pop_first();
+        let (address, _) = self.queue.remove(&number)?;
         self.numbers.remove(&address);
         Some(address)
     }
@@ -53,9 +57,8 @@ impl Cooling {
     }
 
     pub(crate) fn remove(&mut self, address: u128) -> bool {
-        match self.numbers.remove(&address) {
-            Some(number) => self.queue.remove(&number).is_some(),
-            None => false,
-        }
+        let Some(number) = self.numbers.remove(&address) else { return false };
+        let Some((_, until)) = self.queue.remove(&number) else { return false };
+        self.due.remove(&(until, number))
     }
 }

@@ -319,3 +319,21 @@ fn the_pod_is_carried_along() {
     assert_eq!(lease.owner.pod(), Some("shop/web-0"));
     assert_eq!(lease.owner.to_string(), "c1/eth0");
 }
+
+#[test]
+fn a_shortened_cool_down_ends_before_longer_ones() {
+    let mut allocator = pools(&[("a", &["10.0.0.0/30"])]);
+    grant(&mut allocator, 1, &Request::default());
+    grant(&mut allocator, 2, &Request::default());
+    let second = Duration::from_secs(1);
+    allocator.set_times("a", 100 * second, second).unwrap();
+    allocator.release(&owner(1), START);
+    allocator.set_times("a", second, second).unwrap();
+    allocator.release(&owner(2), START);
+    let later = START + 2 * second;
+    assert_eq!(allocator.expire(later), []);
+    let cooling: Vec<_> = allocator.cooling().map(|(address, _)| address).collect();
+    assert_eq!(cooling, [ip("10.0.0.1")]);
+    let lease = allocator.allocate(&owner(3), &Request::default(), later).unwrap();
+    assert_eq!(lease.addresses.to_string(), "10.0.0.2");
+}

@@ -100,11 +100,14 @@ impl Agent {
         folder::private(&notes)?;
         let socket = socket_path(&config.run_dir);
         folder::clear_socket(&socket)?;
-        let opened = store::open(&database_path(&config.state_dir), &config.node, &boot_id()?)?;
-        let Opened { ipam, endpoints: recorded, options, cluster_pools, mut repairs, is_rebuilt } =
+        let boot_id = boot_id()?;
+        let opened = store::open(&database_path(&config.state_dir), &config.node, &boot_id)?;
+        let Opened { ipam, endpoints: recorded, options, cluster_pools, mut repairs, is_new } =
             opened;
-        repairs.extend(pools::arrange(&ipam, config, &options)?);
-        let before = Before { pools: &cluster_pools, is_rebuilt };
+        pools::lift_former_routers(&ipam, routers)?;
+        let (given_up, more) = pools::arrange(&ipam, config, &options)?;
+        repairs.extend(more);
+        let before = Before { pools: &cluster_pools, is_rebuilt: is_new };
         let blocks = blocks::arrange(&ipam, config, before, &mut repairs)?;
 
         let programs =
@@ -137,10 +140,13 @@ impl Agent {
         let links: Arc<dyn Links> = Arc::new(links);
 
         let sides = Sides { ipam: &ipam, datapath: &*datapath, links: &*links };
-        let recorded = (!is_rebuilt).then_some(&*recorded);
+        let recorded = (!is_new).then_some(&*recorded);
         let Restored { endpoints, repairs: more } = restore(config, &notes, recorded, &sides)?;
         pools::set_routers_aside(&ipam, routers)?;
         repairs.extend(more);
+        if is_new {
+            ipam.begin(vec![store::put_restored(&boot_id)])?.wait()?;
+        }
 
         let agent = AgentConfig {
             node: config.node_config()?,
@@ -153,7 +159,8 @@ impl Agent {
         };
         let routes = Arc::new(KernelRoutes { config: config.clone(), routers });
         let kernel = Kernel { datapath, links, routes };
-        let node = Node::new(config, chooser, ipam, endpoints, kernel)?.with_blocks(blocks);
+        let node = Node::new(config, chooser, ipam, endpoints, kernel)?;
+        let node = node.with_blocks(blocks).giving_up(given_up);
         repairs.extend(node.fill_blocks()?);
         report(node.count(), &repairs);
         let listener = bind(&socket)?;
@@ -261,7 +268,11 @@ async fn expire(shared: Arc<Shared>) {
     loop {
         tokio::time::sleep(EXPIRY).await;
         let working = shared.clone();
-        let look = move || working.node.expire().and_then(|()| working.node.reclaim());
+        let look = move || {
+            working.node.expire()?;
+            working.node.reclaim()?;
+            working.node.retire()
+        };
         match tokio::task::spawn_blocking(look).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!(error = chain(&error), "taking back leases"),

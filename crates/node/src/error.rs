@@ -66,6 +66,17 @@ pub enum Error {
         source: Source,
     },
 
+    /// Another version has written the database.
+    #[error("{} has format {found}, this version reads and writes {known}", path.display())]
+    StoreFormat {
+        /// The file.
+        path: PathBuf,
+        /// The file's.
+        found: String,
+        /// This version's.
+        known: &'static str,
+    },
+
     /// The database holds the endpoints of another node.
     #[error("{} belongs to node {found} and holds {endpoints} endpoints; this is node {node}", path.display())]
     StoreOfAnotherNode {
@@ -145,7 +156,7 @@ pub enum Error {
     Records(#[source] podwire_ipam::durable::Error),
 
     /// The router address is a pod's.
-    #[error("router address {address} is held by endpoint {holder}")]
+    #[error("router address {address} is held by {holder}")]
     RouterTaken {
         /// The address.
         address: IpAddr,
@@ -235,6 +246,11 @@ impl Error {
                 "move {} away: endpoints and leases are then taken from the kernel",
                 path.display()
             ),
+            Self::StoreFormat { path, .. } => format!(
+                "start the version of podwired that wrote it, or move {} away: endpoints and leases \
+                 are then taken from the kernel, and the rest is lost",
+                path.display()
+            ),
             Self::Records(_) => {
                 "look at the disk of podwired's --state-dir; podwired goes on when it can be written"
                     .into()
@@ -242,7 +258,7 @@ impl Error {
             Self::StoreOfAnotherNode { found, .. } => {
                 format!("start with --node-name {found}, or run `podwire cleanup` first")
             }
-            Self::RouterTaken { .. } => "choose another --router-ip, or delete that pod".into(),
+            Self::RouterTaken { .. } => "choose another --router-ip, or delete that pod (podwire ipam forget, for a name)".into(),
             Self::Unread { .. } => "`podwire status` says what is wrong with it".into(),
             Self::FolderRefused { .. } => "remove it, or choose another folder".into(),
             Self::Ipam(error) if error.is_exhausted() => {

@@ -63,6 +63,8 @@ pub(crate) struct Node {
     cooldown: Duration,
     pending_ttl: Duration,
     default_pools: Vec<String>,
+    /// Prefixes of former options, which are to go when nothing of them is held.
+    given_up: Mutex<Vec<IpNetwork>>,
     blocks: Option<Blocks>,
     /// A grace period costs the same for one endpoint as for all that wait.
     settle: Worker<(), Result<(), Arc<Source>>>,
@@ -105,6 +107,7 @@ impl Node {
             cooldown: config.cooldown,
             pending_ttl: config.pending_ttl,
             default_pools: config.default_pools.clone(),
+            given_up: Mutex::default(),
             blocks: None,
             settle,
         })
@@ -113,6 +116,11 @@ impl Node {
     /// The same with the pools that it shares with other nodes.
     pub(crate) fn with_blocks(self, blocks: Option<Blocks>) -> Self {
         Self { blocks, ..self }
+    }
+
+    /// The same with prefixes that are to go when nothing of them is held.
+    pub(crate) fn giving_up(self, prefixes: Vec<IpNetwork>) -> Self {
+        Self { given_up: Mutex::new(prefixes), ..self }
     }
 
     pub(crate) fn uptime(&self) -> Duration {
@@ -198,6 +206,9 @@ impl Node {
             }
             // The link that it was made for is gone, since this one has its name.
             self.forget(&present, Fate::Replaced)?;
+            if Addresses::from_list(&present.addresses)? != addresses {
+                self.ipam.release(&owner(id), now())?;
+            }
         }
         let row = Row {
             ifindex: request.ifindex,
@@ -282,19 +293,19 @@ impl Node {
         Ok(self.ipam.lease(&owner(id))?.is_some())
     }
 
-    /// Takes back what was leased and never used.
-    pub(crate) fn expire(&self) -> Result<(), Error> {
-        for lease in self.ipam.expire(now())? {
-            let podwire_ipam::Lease { owner, addresses, .. } = lease;
+    /// Takes back what was leased and never used, and says how much that was.
+    pub(crate) fn expire(&self) -> Result<usize, Error> {
+        let expired = self.ipam.expire(now())?;
+        for podwire_ipam::Lease { owner, addresses, .. } in &expired {
             tracing::info!(%owner, %addresses, "lease expired unused");
         }
         if self.asked().is_empty() {
-            return Ok(());
+            return Ok(expired.len());
         }
         let held: HashSet<Owner> =
             self.ipam.read(|all| all.leases().map(|lease| lease.owner.clone()).collect())?;
         self.asked().retain(|id, _| held.contains(&owner(id)));
-        Ok(())
+        Ok(expired.len())
     }
 
     /// Lease, datapath and record of an endpoint whose link has been checked. What is written to disk is
@@ -425,9 +436,13 @@ impl Node {
         }
         forgetting.wait()?;
         self.endpoints().remove(id);
-        self.asked().remove(id);
-        // A start that finds the lease and no endpoint takes it back: that need not be waited for.
-        let _ = self.ipam.begin_release(&owner(id), now(), Vec::new())?;
+        // The successor has the same owner, and mostly the same addresses.
+        if fate == Fate::Deleted {
+            self.asked().remove(id);
+            // If it never reaches the disk, the lease is found without an endpoint: that need not be
+            // waited for.
+            let _ = self.ipam.begin_release(&owner(id), now(), Vec::new())?;
+        }
         Ok(())
     }
 

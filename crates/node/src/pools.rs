@@ -13,14 +13,14 @@ use crate::{Config, Error};
 /// The pool of `--pod-cidr`.
 pub(crate) const DEFAULT: &str = "default";
 
-/// Brings the pool of the agent's options into being, or up to date. CIDRs that were added to it while
-/// an agent ran stay; those that the last start was given and this one is not are taken away, or drained
-/// as long as something of them is held. Gives what is worth telling of that.
+/// Brings the pool of the agent's options into being, or up to date. What was edited while an agent ran
+/// stays so; CIDRs that the last start was given and this one is not are taken away, or drained as long
+/// as something of them is held. Gives those, and what is worth telling.
 pub(crate) fn arrange(
     ipam: &Records,
     config: &Config,
     before: &PodCidrs,
-) -> Result<Vec<Repair>, Error> {
+) -> Result<(Vec<IpNetwork>, Vec<Repair>), Error> {
     let mut wanted = PoolConfig::new(DEFAULT, config.pod_cidrs.clone());
     (wanted.cooldown, wanted.pending_ttl) = (config.cooldown, config.pending_ttl);
     Allocator::new(&wanted).map_err(|error| of_option(&error))?;
@@ -35,9 +35,8 @@ pub(crate) fn arrange(
                     repairs.push(give_up(ipam, cidr, &mut given_up)?);
                 }
             }
-            // One that was drained by hand stays so: it was an option of the last start as well.
-            let is_new =
-                |cidr: &&IpNetwork| !present.cidrs.contains(cidr) || !before.given.contains(cidr);
+            // One that was drained or removed by hand stays so: it was an option of the last start as well.
+            let is_new = |cidr: &&IpNetwork| !before.given.contains(cidr);
             for &cidr in config.pod_cidrs.iter().filter(is_new) {
                 ipam.add_cidr(DEFAULT, cidr).map_err(refused)?;
             }
@@ -46,7 +45,7 @@ pub(crate) fn arrange(
             }
         }
     }
-    let options = PodCidrs { given: config.pod_cidrs.clone(), given_up };
+    let options = PodCidrs { given: config.pod_cidrs.clone(), given_up: given_up.clone() };
     if options != *before {
         ipam.begin(store::put_pod_cidrs(&options))?.wait()?;
     }
@@ -55,36 +54,43 @@ pub(crate) fn arrange(
         ipam.read(|allocator| allocator.config(pool).map(drop))?
             .map_err(|error| Error::Config { option: "--default-pool", why: error.to_string() })?;
     }
-    Ok(repairs)
+    Ok((given_up, repairs))
 }
 
-/// Sets the pods' gateways aside, and no address that was one before. To be called when the endpoints
-/// have their addresses, so that a gateway which a pod has is an error that names the pod and not the
-/// loss of the pod.
-pub(crate) fn set_routers_aside(ipam: &Records, routers: Router) -> Result<(), Error> {
-    let current: Vec<IpAddr> =
-        routers.v4.map(Into::into).into_iter().chain(routers.v6.map(Into::into)).collect();
+fn addresses(routers: Router) -> Vec<IpAddr> {
+    routers.v4.map(Into::into).into_iter().chain(routers.v6.map(Into::into)).collect()
+}
+
+/// Lifts the reservations of addresses that were the pods' gateways and are not any more.
+pub(crate) fn lift_former_routers(ipam: &Records, routers: Router) -> Result<(), Error> {
+    let current = addresses(routers);
     for (address, why) in ipam.reservations()? {
         if why == ROUTER && !current.contains(&address) {
             ipam.unreserve(address)?;
         }
     }
-    for address in current {
-        let reserved =
-            ipam.read(|all| all.reservations().any(|(one, why)| one == address && why == ROUTER))?;
-        if reserved {
+    Ok(())
+}
+
+/// Sets the pods' gateways aside. To be called when the endpoints have their addresses, so that a gateway
+/// which a pod has is an error that names the pod and not the loss of the pod.
+pub(crate) fn set_routers_aside(ipam: &Records, routers: Router) -> Result<(), Error> {
+    for address in addresses(routers) {
+        if ipam.read(|all| all.reservations().any(|(one, _)| one == address))? {
             continue;
         }
-        match ipam.reserve(address, ROUTER) {
-            Ok(()) => {}
-            Err(error) => match error.refusal() {
-                Some(podwire_ipam::Error::OutsidePool { .. }) => {}
-                Some(podwire_ipam::Error::Held { address, holder }) => {
-                    let holder = holder.to_string();
-                    return Err(Error::RouterTaken { address: *address, holder });
-                }
-                _ => return Err(error.into()),
-            },
+        let Err(error) = ipam.reserve(address, ROUTER) else { continue };
+        match error.refusal() {
+            Some(podwire_ipam::Error::OutsidePool { .. }) => {}
+            Some(podwire_ipam::Error::Held { address, holder }) => {
+                let holder = format!("endpoint {holder}");
+                return Err(Error::RouterTaken { address: *address, holder });
+            }
+            Some(podwire_ipam::Error::Kept { address, name }) => {
+                let holder = format!("the sticky name {name}");
+                return Err(Error::RouterTaken { address: *address, holder });
+            }
+            _ => return Err(error.into()),
         }
     }
     Ok(())

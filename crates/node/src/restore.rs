@@ -69,6 +69,8 @@ pub(crate) fn restore(
         match act(step, &mut at_start, sides) {
             Ok(None) => {}
             Ok(Some(endpoint)) => endpoints.push(endpoint),
+            // Without its lease, somebody else would be granted the address of a pod that lives.
+            Err(error @ Error::Records(_)) => return Err(error),
             Err(error) => {
                 let (object, found) = (subject(step), chain(&error));
                 tracing::error!(object, error = found, "restoring");

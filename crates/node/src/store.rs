@@ -43,8 +43,9 @@ pub(crate) struct Opened {
     pub(crate) cluster_pools: BTreeSet<String>,
     /// What belonged to another boot and was dropped, and what else is worth telling.
     pub(crate) repairs: Vec<Repair>,
-    /// Whether the file is new because the one before was damaged: the kernel knows what was in it.
-    pub(crate) is_rebuilt: bool,
+    /// Whether endpoints and leases are to be taken from the kernel: the file is new, since there was none
+    /// or a damaged one, and no start has come so far as to record what the kernel has.
+    pub(crate) is_new: bool,
 }
 
 /// Opens or creates the file. What another boot has left of endpoints and leases is dropped: its links,
@@ -62,13 +63,12 @@ pub(crate) fn open(path: &Path, node: &NodeName, boot_id: &str) -> Result<Opened
         "the database is set aside, and rebuilt from what the kernel has"
     );
     let mut opened = open_whole(path, node, boot_id)?;
-    opened.is_rebuilt = true;
     opened.repairs.push(Repair {
         object: path.display().to_string(),
         found: crate::error::chain(&damage),
         done: format!(
-            "set aside as {}; endpoints and their leases are taken from the kernel, edits of pools, \
-             reservations and sticky names are lost",
+            "set aside as {}; endpoints and their leases are taken from the kernel, but for the names of \
+             pods and networks; pools made by hand, reservations and sticky names are lost",
             aside.display()
         ),
     });
@@ -108,6 +108,11 @@ pub(crate) fn put_cluster_pools(names: &BTreeSet<String>) -> Change {
     Change::put(NODE, "cluster-pools", list.join(","))
 }
 
+/// The change that says that endpoints and leases are recorded, whatever the kernel had of them.
+pub(crate) fn put_restored(boot_id: &str) -> Change {
+    Change::put(NODE, "restored", boot_id)
+}
+
 /// Whether a process has the file open, damaged or not.
 pub(crate) fn is_locked(path: &Path) -> Result<bool, Error> {
     match FileStore::open(path) {
@@ -129,11 +134,12 @@ fn open_whole(path: &Path, node: &NodeName, boot_id: &str) -> Result<Opened, Err
     let own = read_texts(&mut store, NODE).map_err(of_file(path))?;
     let value =
         |key: &str| own.iter().find(|(found, _)| found == key).map(|(_, value)| value.as_str());
-    if let Some(format) = value("format").filter(|format| *format != FORMAT) {
-        let why = format!("format {format}, this version writes {FORMAT}");
-        return Err(damaged(why.into()));
+    if let Some(found) = value("format").filter(|format| *format != FORMAT) {
+        let (path, found) = (path.to_owned(), found.to_owned());
+        return Err(Error::StoreFormat { path, found, known: FORMAT });
     }
     let same_boot = value("boot-id").is_some_and(|found| found == boot_id);
+    let is_new = value("restored") != Some(boot_id);
     let mut changes = vec![
         Change::put(NODE, "format", FORMAT),
         Change::put(NODE, "name", node.as_str()),
@@ -174,7 +180,7 @@ fn open_whole(path: &Path, node: &NodeName, boot_id: &str) -> Result<Opened, Err
         let done = format!("dropped, {} free", lease.addresses);
         repairs.push(of_another_boot(format!("lease of {}", lease.owner), &done));
     }
-    Ok(Opened { ipam, endpoints, options, cluster_pools, repairs, is_rebuilt: false })
+    Ok(Opened { ipam, endpoints, options, cluster_pools, repairs, is_new })
 }
 
 fn read_texts(
@@ -226,6 +232,9 @@ fn of_file(path: &Path) -> impl Fn(durable::FileStoreError) -> Error + use<> {
 
 fn of_ipam(path: &Path, error: durable::Error) -> Error {
     let path = path.to_owned();
+    if let durable::Error::Format { found, known } = error {
+        return Error::StoreFormat { path, found, known };
+    }
     if error.is_damaged() {
         return Error::StoreDamaged { path, source: error.into() };
     }
@@ -302,7 +311,6 @@ mod tests {
         let opened = open(&path, &node(), "boot-1").unwrap();
         assert_eq!(opened.endpoints, [endpoint("b")]);
         assert_eq!((opened.repairs, opened.options), (Vec::new(), options));
-        assert!(!opened.is_rebuilt);
     }
 
     #[test]
@@ -350,7 +358,7 @@ mod tests {
             let path = folder.path().join(format!("{page}.redb"));
             fs::write(&path, &bytes).unwrap();
             let opened = open(&path, &node(), "boot-1").unwrap();
-            if !opened.is_rebuilt {
+            if opened.repairs.is_empty() {
                 assert_eq!((opened.endpoints.len(), opened.ipam.leases().unwrap().len()), (1, 1));
                 continue;
             }
@@ -362,7 +370,31 @@ mod tests {
         }
         assert!(rebuilt > 0, "no page of the file mattered");
         fs::write(&path, b"this is no database").unwrap();
-        assert!(open(&path, &node(), "boot-1").unwrap().is_rebuilt);
+        assert!(!open(&path, &node(), "boot-1").unwrap().repairs.is_empty());
+    }
+
+    #[test]
+    fn the_kernel_is_asked_until_it_was_recorded_what_it_has() {
+        let (_folder, path) = database();
+        // However often a start gets no further.
+        for _ in 0..2 {
+            assert!(open(&path, &node(), "boot-1").unwrap().is_new);
+        }
+        let opened = open(&path, &node(), "boot-1").unwrap();
+        opened.ipam.begin(vec![put_restored("boot-1")]).unwrap().wait().unwrap();
+        drop(opened.ipam);
+        assert!(!open(&path, &node(), "boot-1").unwrap().is_new);
+    }
+
+    #[test]
+    fn another_version_is_refused_and_nothing_is_set_aside() {
+        let (folder, path) = database();
+        let opened = open(&path, &node(), "boot-1").unwrap();
+        opened.ipam.begin(vec![Change::put(NODE, "format", "3")]).unwrap().wait().unwrap();
+        drop(opened.ipam);
+        let error = open(&path, &node(), "boot-1").unwrap_err();
+        assert!(matches!(error, Error::StoreFormat { .. }), "{error:?}");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 
     #[test]

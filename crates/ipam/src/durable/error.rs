@@ -19,6 +19,14 @@ pub enum Error {
         /// What the store found.
         source: Source,
     },
+    /// Another version has written the store, in a way that this one does not read.
+    #[error("the store has format {found}, this version reads and writes {known}")]
+    Format {
+        /// The store's.
+        found: String,
+        /// This version's.
+        known: &'static str,
+    },
     /// A record of the store does not say what it should.
     #[error("table {table}: record {key:?} cannot be used")]
     Record {
@@ -53,7 +61,7 @@ impl Error {
     #[must_use]
     pub fn is_damaged(&self) -> bool {
         match self {
-            Self::Refused(_) => false,
+            Self::Refused(_) | Self::Format { .. } => false,
             Self::Record { .. } => true,
             #[cfg(feature = "file")]
             Self::Store { source, .. } => source

@@ -81,7 +81,9 @@ impl FileStore {
         let file = path.to_owned();
         let mut earlier = false;
         Self::with_backend(path, move || {
-            let file = open_file(&file)?;
+            // What is not there any more is an error then, and not an empty store.
+            let create = if earlier { OFlags::empty() } else { OFlags::CREATE };
+            let file = open_file(&file, create)?;
             if std::mem::replace(&mut earlier, true) {
                 // Pages of a failed sync count as written from then on, though they never were. It
                 // is advice, which the file system may not take.
@@ -201,8 +203,8 @@ fn definition(name: &str) -> TableDefinition<'_, &'static [u8], &'static [u8]> {
     TableDefinition::new(name)
 }
 
-fn open_file(path: &Path) -> io::Result<File> {
-    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+fn open_file(path: &Path, create: OFlags) -> io::Result<File> {
+    let flags = OFlags::RDWR | create | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     Ok(rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)?.into())
 }
 

@@ -175,7 +175,8 @@ impl<S: Store> Ipam<S> {
     ) -> Result<Begun<Restored>, Error> {
         let mut state = self.state()?;
         let restored = state.allocator.restore(lease.clone())?;
-        let touched = Touched::default().lease(lease);
+        let names = state.names_of(lease.addresses.iter());
+        let touched = Touched::default().lease(lease).names(names);
         Ok(self.begin_with(state, restored, touched, Time::default(), also))
     }
 

@@ -81,7 +81,7 @@ impl State {
         let mut read = |table| store.load(table).map_err(Error::store("read the store"));
         let mut meta: BTreeMap<String, String> = decode(META, read(META)?)?.into_iter().collect();
         if let Some(format) = meta.remove("format").filter(|format| format != FORMAT) {
-            return Err(unusable(META, "format")(UnknownFormat(format)));
+            return Err(Error::Format { found: format, known: FORMAT });
         }
         let same_boot = boot.is_none() || boot == meta.get("boot").map(String::as_str);
         let mut state = Self::default();
@@ -111,10 +111,9 @@ impl State {
         }
         for (name, record) in names.iter().filter(|(_, record)| !record.firm) {
             let addresses = addresses(STICKY, name, record)?;
-            if !same_boot {
+            // It goes with the lease that it came with.
+            if !same_boot || !state.allocator.restore_loose(name, addresses) {
                 changes.push(Change::remove(STICKY, name.as_str()));
-            } else if !state.allocator.restore_loose(name, addresses) {
-                return Err(unusable(STICKY, name)(NoLease));
             }
         }
         let mut cooling = decode::<CoolingRecord>(COOLING, read(COOLING)?)?;
@@ -265,16 +264,8 @@ fn addresses(table: &'static str, key: &str, record: &StickyRecord) -> Result<Ad
 }
 
 #[derive(Debug, thiserror::Error)]
-#[error("format {0}, where this version reads {FORMAT}")]
-struct UnknownFormat(String);
-
-#[derive(Debug, thiserror::Error)]
 #[error("the key names no container and interface")]
 struct NoOwner;
-
-#[derive(Debug, thiserror::Error)]
-#[error("no lease holds its addresses, and none was ever confirmed")]
-struct NoLease;
 
 #[derive(Debug, thiserror::Error)]
 #[error("its addresses are of no pool")]

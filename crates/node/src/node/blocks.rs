@@ -125,12 +125,8 @@ impl Node {
                         use podwire_ipam::Error::CidrInUse;
                         error.is_not_found() || matches!(error, CidrInUse { .. })
                     }) => {}
-                Err(error) => {
-                    return match action {
-                        Action::Add(_) => self.undo_routes(error.into()),
-                        _ => Err(error.into()),
-                    };
-                }
+                // Routes of what was removed go, and those of what was to be added.
+                Err(error) => return self.undo_routes(error.into()),
             }
         }
         if removed > 0 {
@@ -177,9 +173,8 @@ impl Node {
         let mut granted = self.try_to_grant(request, choice, owner, wanted);
         let exhausted =
             |error: &Error| matches!(error, Error::Ipam(refusal) if refusal.is_exhausted());
-        if granted.as_ref().is_err_and(exhausted) {
-            // Perhaps there are leases that nobody used, and nobody has looked yet.
-            self.expire()?;
+        // Perhaps there are leases that nobody used, and nobody has looked yet.
+        if granted.as_ref().is_err_and(exhausted) && self.expire()? > 0 {
             granted = self.try_to_grant(request, choice, owner, wanted);
         }
         let Some(blocks) = &self.blocks else { return granted };

@@ -8,7 +8,7 @@ use podwire_api::{
 };
 use podwire_ipam::Addresses;
 
-use super::{Node, confirmed, look_at};
+use super::{Fate, Node, confirmed, look_at};
 use crate::Error;
 use crate::error::chain;
 use crate::seam::{Link, Row};
@@ -82,7 +82,7 @@ impl Node {
                 match self.repair(&lost) {
                     Ok(()) => tracing::warn!(object = lost.object(), found, "taken back"),
                     Err(error) => {
-                        tracing::debug!(object = lost.object(), found, error = chain(&error))
+                        tracing::debug!(object = lost.object(), found, error = chain(&error));
                     }
                 }
             }
@@ -230,7 +230,10 @@ impl Node {
             }
             Suspicion::Unplugged(id) => {
                 let Some(endpoint) = self.endpoint(id) else { return Ok(()) };
-                self.forget(&endpoint, super::Fate::Deleted)
+                // A link of that name may be the next one's, of an ADD that is under way.
+                let is_free =
+                    self.links.find(&endpoint.host_link).map_err(look_at("the links"))?.is_none();
+                self.forget(&endpoint, if is_free { Fate::Deleted } else { Fate::Replaced })
             }
             Suspicion::Unwritten(id) => {
                 let Some(mut endpoint) = self.endpoint(id) else { return Ok(()) };
@@ -244,7 +247,10 @@ impl Node {
                 Some(Ok(Mark::Chained { .. })) => {
                     self.unmark(link.index, &link.name, link.alias.as_deref().unwrap_or_default())
                 }
-                _ => self.delete_link(id).map(drop),
+                _ if self.delete_link(id)? => Ok(()),
+                _ => Err(Error::Conflict(format!(
+                    "it is no host link of {id}'s, but bears its mark: delete the link, or its alias"
+                ))),
             },
             Suspicion::Orphan { ifindex, .. } => {
                 let link = self.link_of(*ifindex)?;

@@ -1,6 +1,7 @@
 //! Pools that are edited while the node works, and addresses that are set aside.
 
 use std::net::IpAddr;
+use std::sync::PoisonError;
 
 use ipnetwork::IpNetwork;
 use podwire_api::{
@@ -12,6 +13,7 @@ use super::{Node, now, removed};
 use crate::Error;
 use crate::choice::check_pools;
 use crate::config::is_for_pods;
+use crate::pools::DEFAULT;
 
 /// What the router's own addresses are set aside for.
 pub(crate) const ROUTER: &str = "router";
@@ -65,6 +67,8 @@ impl Node {
         match self.ipam.remove_pool(name) {
             Ok(()) => {}
             Err(error) if error.refusal().is_some_and(podwire_ipam::Error::is_not_found) => {
+                // Its routes may have outlived it, if they could not be taken away then.
+                self.lead_to_pods_and(&[])?;
                 return Ok(Removed::Absent);
             }
             Err(error) => return Err(error.into()),
@@ -90,8 +94,9 @@ impl Node {
             }
             CidrEdit::Drain => self.ipam.drain_cidr(name, cidr)?,
             CidrEdit::Remove => {
-                self.ipam.remove_cidr(name, cidr)?;
+                let removed = self.ipam.remove_cidr(name, cidr);
                 self.lead_to_pods_and(&[])?;
+                removed?;
             }
             _ => return Err(Error::Invalid("an edit of a later version".into())),
         }
@@ -148,6 +153,29 @@ impl Node {
     /// Keeps the addresses of a name for it no longer.
     pub(crate) fn forget_sticky(&self, name: &str) -> Result<Removed, Error> {
         Ok(removed(!self.ipam.forget(name, now())?.is_empty()))
+    }
+
+    /// Takes prefixes of former options away of which nothing is held any more.
+    pub(crate) fn retire(&self) -> Result<(), Error> {
+        let mut given_up = self.given_up.lock().unwrap_or_else(PoisonError::into_inner);
+        if given_up.is_empty() {
+            return Ok(());
+        }
+        let _alone = self.editing();
+        let before = given_up.len();
+        let mut left = Vec::new();
+        for cidr in given_up.drain(..) {
+            match self.ipam.remove_cidr(DEFAULT, cidr) {
+                Ok(()) => tracing::info!(%cidr, "taken away: it is no --pod-cidr any more"),
+                Err(error) => match error.refusal() {
+                    // Somebody has taken it away already.
+                    Some(podwire_ipam::Error::UnknownCidr { .. }) => {}
+                    _ => left.push(cidr),
+                },
+            }
+        }
+        *given_up = left;
+        if given_up.len() < before { self.lead_to_pods_and(&[]) } else { Ok(()) }
     }
 
     /// The prefixes of all pools.

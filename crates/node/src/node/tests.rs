@@ -669,6 +669,44 @@ fn leases_whose_release_was_lost_are_taken_back_by_and_by() {
 }
 
 #[test]
+fn prefixes_of_former_options_go_when_they_are_empty() {
+    let bench = bench_of(&["10.1.0.0/30"]);
+    bench.lease("a").unwrap();
+    let mut config = Config::new("n1".parse().unwrap(), vec!["10.2.0.0/30".parse().unwrap()]);
+    let before = store::PodCidrs { given: vec!["10.1.0.0/30".parse().unwrap()], given_up: vec![] };
+    let (given_up, repairs) = crate::pools::arrange(&bench.node.ipam, &config, &before).unwrap();
+    assert!(repairs[0].done.starts_with("drained: 1 "), "{repairs:?}");
+    let Bench { node, routes, .. } = bench;
+    let node = node.giving_up(given_up);
+    let cidrs = || node.pools().unwrap()[0].cidrs.iter().map(|one| one.cidr).collect::<Vec<_>>();
+    node.retire().unwrap();
+    assert_eq!(cidrs().len(), 2);
+    node.release(&id("a")).unwrap();
+    node.retire().unwrap();
+    assert_eq!(cidrs(), config.pod_cidrs);
+    assert_eq!(routes.prefixes(), config.pod_cidrs);
+
+    // What was removed by hand does not come back with the next start.
+    config.pod_cidrs.push("10.3.0.0/30".parse().unwrap());
+    let before = store::PodCidrs { given: config.pod_cidrs.clone(), given_up: vec![] };
+    crate::pools::arrange(&node.ipam, &config, &before).unwrap();
+    assert_eq!(cidrs().len(), 1);
+}
+
+#[test]
+fn the_successor_of_an_endpoint_keeps_its_lease() {
+    let bench = bench_of(&["10.1.0.0/31"]);
+    let a = bench.add("a", 7).unwrap();
+    bench.lease("b").unwrap();
+    // Its link is gone, and an ADD has made another one; no address is free in between.
+    bench.links.remove(7);
+    bench.plug("a", 8);
+    let again = bench.node.create(&a.id, &Bench::request("a", 8, &a.addresses)).unwrap();
+    assert_eq!((again.ifindex, &again.addresses), (8, &a.addresses));
+    assert_eq!(bench.node.leases().unwrap().len(), 2);
+}
+
+#[test]
 fn a_repair_that_fails_says_why() {
     let bench = bench();
     let a = bench.add("a", 7).unwrap();

@@ -37,7 +37,7 @@ impl Start<'_> {
         let opened = store::open(&database_path(&config.state_dir), &config.node, "boot").unwrap();
         let (ipam, mut repairs) = (opened.ipam, opened.repairs);
         crate::pools::arrange(&ipam, &config, &opened.options).unwrap();
-        let before = Before { pools: &opened.cluster_pools, is_rebuilt: opened.is_rebuilt };
+        let before = Before { pools: &opened.cluster_pools, is_rebuilt: opened.is_new };
         let blocks = arrange(&ipam, &config, before, &mut repairs)?;
         let datapath = Arc::new(MemoryDatapath::default());
         let links = Arc::new(MemoryLinks::default());
