@@ -49,6 +49,8 @@ pub(crate) struct Node {
     /// Endpoints whose programs were attached in the way that costs least, or by an earlier agent,
     /// and are to be attached for good when there is time.
     provisional: Mutex<BTreeSet<EndpointId>>,
+    /// Who had a lease pending when the agent started, for networks that are not known any more.
+    inherited: BTreeSet<EndpointId>,
     /// For which networks leases and endpoints were asked for that are no endpoints yet.
     asked: Mutex<BTreeMap<EndpointId, String>>,
     /// When something was last asked for that touches the kernel.
@@ -88,6 +90,13 @@ impl Node {
                     object: "a thread".into(),
                     source: source.into(),
                 })?;
+        let pending = |lease: &podwire_ipam::Lease| {
+            matches!(lease.state, podwire_ipam::LeaseState::Pending { .. })
+        };
+        let inherited = ipam.leases()?.into_iter().filter(pending).filter_map(|lease| {
+            EndpointId::new(lease.owner.container_id(), lease.owner.ifname()).ok()
+        });
+        let inherited = inherited.collect();
         let provisional = restored.iter().map(|one| one.id.clone()).collect();
         let endpoints = restored.into_iter().map(|one| (one.id.clone(), one)).collect();
         Ok(Self {
@@ -97,6 +106,7 @@ impl Node {
             ipam,
             endpoints: Mutex::new(endpoints),
             provisional: Mutex::new(provisional),
+            inherited,
             asked: Mutex::default(),
             busy: Mutex::new(Instant::now()),
             turns: Turns::default(),
@@ -143,18 +153,37 @@ impl Node {
             }
             None => owner(&request.id),
         };
-        let granted = self.grant(request, &choice, &owner, &wanted);
-        let lease = granted.map_err(|error| match error {
-            Error::Ipam(podwire_ipam::Error::UnknownPool { pool, known }) => {
-                choice.no_pool(pool, known)
-            }
-            error => error,
-        })?;
+        // Before the lease is there, so that garbage collection knows whose it is.
         if let Some(network) = &request.network {
             self.asked().insert(request.id.clone(), network.clone());
         }
+        let granted = self.grant(request, &choice, &owner, &wanted);
+        let lease = granted.map_err(|error| self.refused(&request.id, &choice, error))?;
         let addresses = lease.addresses.iter().map(IpNetwork::from).collect();
         Ok(LeaseReply { addresses, node: self.config.clone() })
+    }
+
+    /// What becomes of a request for a lease that failed: nothing stays of it.
+    fn refused(&self, id: &EndpointId, choice: &Choice, error: Error) -> Error {
+        match error {
+            Error::Ipam(podwire_ipam::Error::UnknownPool { pool, known }) => {
+                self.asked().remove(id);
+                choice.no_pool(pool, known)
+            }
+            // The disk may have the lease all the same; nobody will hear of it.
+            Error::Records(_) if self.endpoint(id).is_none() => {
+                if let Err(error) = self.drop_lease(id) {
+                    tracing::warn!(%id, error = error::chain(&error), "undoing a failed lease");
+                }
+                error
+            }
+            error => {
+                if !self.has_lease(id).unwrap_or(true) {
+                    self.asked().remove(id);
+                }
+                error
+            }
+        }
     }
 
     /// Takes a lease back that no endpoint stands behind.
@@ -420,7 +449,11 @@ impl Node {
         let Endpoint { id, host_link, ifindex, .. } = endpoint;
         self.provisional().remove(id);
         // If we are killed now, the next start finds a marked link without a record, and deletes it.
-        let forgetting = self.ipam.begin(vec![store::remove(id)])?;
+        let forgotten = vec![store::remove(id)];
+        let forgetting = match fate {
+            Fate::Deleted => self.ipam.begin_withdraw(&owner(id), forgotten)?,
+            Fate::Replaced => self.ipam.begin(forgotten)?,
+        };
         self.datapath.withdraw(*ifindex).map_err(unmap(id))?;
         // Deleting the link waits for a grace period, and takes the programs along, while the kernel
         // would wait for each that is detached before.
@@ -439,8 +472,7 @@ impl Node {
         // The successor has the same owner, and mostly the same addresses.
         if fate == Fate::Deleted {
             self.asked().remove(id);
-            // If it never reaches the disk, the lease is found without an endpoint: that need not be
-            // waited for.
+            // The disk has it already, but for its cool-down.
             let _ = self.ipam.begin_release(&owner(id), now(), Vec::new())?;
         }
         Ok(())

@@ -297,7 +297,7 @@ fn a_full_pool_and_a_taken_address_are_refused() {
         let inside = node.host.pod("a").unwrap().run(interface::names).unwrap();
         assert_eq!(inside, ["lo"], "{}", case.what);
     };
-    refused(Case::add("no address left", EXHAUSTED, "--pod-cidr"));
+    refused(Case::add("no address left", EXHAUSTED, "add-cidr"));
     refused(Case::add("another pod's address", REFUSED, "10.1.0.2").set("CNI_ARGS", "IP=10.1.0.2"));
     refused(Case::add("the router's address", REFUSED, "10.1.0.1").set("CNI_ARGS", "IP=10.1.0.1"));
     // What was refused is free once its holder is gone.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 
+use super::records::{LEASES, lease_key};
 use super::state::{Recovered, State, Touched, remove_pool_record};
 use super::{Change, Counts, Entry, Error, Journal, Store, Ticket};
 use crate::{
@@ -137,6 +138,20 @@ impl<S: Store> Ipam<S> {
             touched = touched.lease(lease);
         }
         Ok(self.begin_with(state, released, touched, now, also))
+    }
+
+    /// Begins to take a lease out of the store that memory still holds: nobody else is granted its
+    /// addresses before [`begin_release`](Self::begin_release), and whoever is killed in between has
+    /// released it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Store`].
+    pub fn begin_withdraw(&self, owner: &Owner, also: Vec<Change>) -> Result<Ticket, Error> {
+        let _in_order = self.state()?;
+        let mut changes = vec![Change::remove(LEASES, lease_key(owner))];
+        changes.extend(also);
+        Ok(self.journal.begin(changes))
     }
 
     /// Takes back the leases that nobody confirmed in time: [`Allocator::expire`].

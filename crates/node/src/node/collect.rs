@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashSet};
 use std::thread;
 
-use podwire_api::{Endpoint, EndpointId, Inspection, Mark, Removed};
+use podwire_api::{Endpoint, EndpointId, Inspection, Lease, LeaseState, Mark, Removed};
 
 use super::check::row;
 use super::{Node, look_at};
@@ -31,7 +31,8 @@ impl Node {
 
     /// Removes what belongs to `network` and is not valid: endpoints, pending leases, and links of
     /// ADDs that were killed, finished or not, which say no network; those of an ADD under way have a
-    /// lease. Gives what was removed and what could not be.
+    /// lease. A pending lease that was asked of another agent says no network either; should its ADD be
+    /// under way, it gets the same addresses again. Gives what was removed and what could not be.
     pub(crate) fn collect(
         &self,
         network: &str,
@@ -47,6 +48,15 @@ impl Node {
         doomed
             .extend(leased.iter().filter(|(_, asked)| *asked == network).map(|(id, _)| id.clone()));
         let mut failed = Vec::new();
+        match self.leases() {
+            Ok(leases) => {
+                doomed.extend(leases.into_iter().filter_map(|Lease { id, state, .. }| {
+                    let is_left = state == LeaseState::Pending && self.inherited.contains(&id);
+                    (is_left && !self.asked().contains_key(&id)).then_some(id)
+                }))
+            }
+            Err(error) => failed.push(error),
+        }
         match self.links.all() {
             Ok(links) => {
                 failed.extend(self.clear_unfinished(&links));
