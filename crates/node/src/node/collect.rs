@@ -53,7 +53,7 @@ impl Node {
                 doomed.extend(leases.into_iter().filter_map(|Lease { id, state, .. }| {
                     let is_left = state == LeaseState::Pending && self.inherited.contains(&id);
                     (is_left && !self.asked().contains_key(&id)).then_some(id)
-                }))
+                }));
             }
             Err(error) => failed.push(error),
         }
