@@ -47,7 +47,7 @@ fn wish(which: u8, more: u8, most: u8) -> Wish {
         _ => Families::Any,
     };
     let explicit = (which >= 200).then_some(usize::from(most % 32));
-    let name = (which % 4 == 0).then_some(which >> 6);
+    let name = which.is_multiple_of(4).then_some(which >> 6);
     let pools = [more, more >> 2, more >> 4].map(|bits| usize::from(bits % 4));
     let pools = match more >> 6 {
         0 => Lists::Default,
