@@ -22,7 +22,7 @@ pub struct PodRef {
 
 /// `POST /v1/leases`: asks for addresses.
 ///
-/// The lease is pending: it is kept in memory, and expires by itself unless
+/// The lease is on the agent's disk, but pending: it expires by itself unless
 /// `PUT /v1/endpoints/..` confirms it. Asking again for the same endpoint gives the same addresses.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeaseRequest {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 /// A thread that does what several callers ask for at the same time as one act: whatever has
 /// gathered while it was busy is its next batch.
 ///
-/// It serves what is dear and costs the same for one as for many: a sync to disk, a grace period.
+/// It serves what is dear and costs the same for one as for many: a grace period, the deletion of links.
 #[derive(Debug)]
 pub(crate) struct Worker<J, R> {
     /// Only `None` while it is being dropped.
@@ -46,7 +46,7 @@ impl<J: Send + 'static, R: Clone + Send + 'static> Worker<J, R> {
         let mut worker = Self { jobs: Some(jobs), threads: Vec::new() };
         for act in acts {
             let queue = queue.clone();
-            // redb's B-tree code and the map calls need little; the default of 2 MiB is address
+            // Netlink and the map calls need little; the default of 2 MiB is address
             // space that counts in some accounting.
             let thread = thread::Builder::new().name(name.to_owned()).stack_size(512 << 10);
             worker.threads.push(thread.spawn(move || serve(&queue, act))?);
