@@ -14,17 +14,19 @@
 //! `::ffff:a.b.c.d`.
 //!
 //! ```
-//! use podwire_abi::{Address, FlowKey, Protocol};
+//! use podwire_abi::{Address, Be16, FlowKey, Protocol, direction};
 //!
-//! let key = FlowKey::new(
-//!     Address::from_ipv4([10, 0, 0, 2]),
-//!     Address::from_ipv4([10, 0, 0, 3]),
-//!     40000,
-//!     80,
-//!     Protocol::TCP,
-//! );
-//! assert_eq!(key.reversed().reversed(), key);
-//! assert_eq!(size_of::<FlowKey>(), 40);
+//! // What the endpoint in slot 7 sends.
+//! let key = FlowKey {
+//!     endpoint: 7,
+//!     protocol: Protocol::TCP,
+//!     direction: direction::SENT,
+//!     local_port: Be16::new(40000),
+//!     peer_port: Be16::new(80),
+//!     peer: Address::from_ipv4([10, 0, 0, 3]),
+//! };
+//! assert_eq!(key.turned().turned(), key);
+//! assert_eq!(size_of::<FlowKey>(), 24);
 //! ```
 #![no_std]
 #![forbid(unsafe_code)]
@@ -32,12 +34,19 @@
 mod address;
 mod flow;
 mod node;
+mod policy;
 mod reason;
 
 pub use address::{Address, Be16, Be32, EthernetPair, Mac};
-pub use flow::{FlowEntry, FlowKey, FragmentKey, FragmentPorts, Protocol};
-pub use node::{IpcacheEntry, NodeConfig, Slot, identity, slot_flag};
-pub use reason::{Counter, Hook, METRICS_ENTRIES, Reason, metric_index};
+pub use flow::{
+    Flow, FlowKey, FragmentKey, FragmentPorts, Pending, Protocol, Verdict, direction, recent,
+    tcp_seen, verdict_flag,
+};
+pub use node::{
+    CHANGING, IpcacheEntry, NodeConfig, NodeState, REMOTES, Slot, identity, remote_place, slot_flag,
+};
+pub use policy::{PolicyKey, PolicyRef, PolicyRow, PortRule, policy_flag};
+pub use reason::{Counter, FlowEvent, Hook, METRICS_ENTRIES, Reason, metric_index};
 
 /// The value of `skb->mark` that tells `to_container` that another of our programs has decided on
 /// this packet already: it was judged in `from_container` or `from_host`, or is an answer of ours.
@@ -54,20 +63,46 @@ pub mod map {
     pub const SLOTS: &str = "SLOTS";
     /// `u32` interface index of a host link to `u32` slot number, hash.
     pub const LINKS: &str = "LINKS";
-    /// [`Address`](crate::Address) to [`IpcacheEntry`](crate::IpcacheEntry), hash.
+    /// `u32` 0 to [`NodeState`](crate::NodeState), array of one.
+    pub const STATE: &str = "STATE";
+    /// [`Address`](crate::Address) to [`IpcacheEntry`](crate::IpcacheEntry), hash: whole addresses.
     pub const IPCACHE: &str = "IPCACHE";
-    /// [`FlowKey`](crate::FlowKey) to [`FlowEntry`](crate::FlowEntry), LRU hash.
+    /// Prefix of [`Address`](crate::Address) to [`IpcacheEntry`](crate::IpcacheEntry), trie, for what is not
+    /// in [`IPCACHE`]. An IPv4 prefix is 96 bits longer.
+    pub const PREFIXES: &str = "PREFIXES";
+    /// [`remote_place`](crate::remote_place) to the `u64` ticket of the last change, array.
+    pub const REMOTES: &str = "REMOTES";
+    /// [`FlowKey`](crate::FlowKey) to [`Flow`](crate::Flow), hash.
     pub const FLOWS: &str = "FLOWS";
-    /// `u32` slot number to `u32`, array: not 0 once [`FLOWS`] has held a flow that the slot's endpoint
-    /// sends.
-    pub const FLOW_SENDERS: &str = "FLOW_SENDERS";
+    /// [`FlowKey`](crate::FlowKey) to [`Pending`](crate::Pending), LRU hash.
+    pub const PENDING: &str = "PENDING";
+    /// [`PolicyKey`](crate::PolicyKey) to [`PolicyRow`](crate::PolicyRow), hash.
+    pub const POLICY: &str = "POLICY";
+    /// Place to [`PortRule`](crate::PortRule), array.
+    pub const POLICY_RULES: &str = "POLICY_RULES";
     /// [`FragmentKey`](crate::FragmentKey) to [`FragmentPorts`](crate::FragmentPorts), LRU hash.
     pub const FRAGMENTS: &str = "FRAGMENTS";
     /// [`metric_index`](crate::metric_index) to [`Counter`](crate::Counter), per-CPU array.
     pub const METRICS: &str = "METRICS";
+    /// [`FlowEvent`](crate::FlowEvent) to `u64`, per-CPU array.
+    pub const FLOW_EVENTS: &str = "FLOW_EVENTS";
     /// Every map, in the order above.
-    pub const ALL: [&str; 8] =
-        [CONFIG, SLOTS, LINKS, IPCACHE, FLOWS, FLOW_SENDERS, FRAGMENTS, METRICS];
+    pub const ALL: [&str; 14] = [
+        CONFIG,
+        SLOTS,
+        LINKS,
+        STATE,
+        IPCACHE,
+        PREFIXES,
+        REMOTES,
+        FLOWS,
+        PENDING,
+        POLICY,
+        POLICY_RULES,
+        FRAGMENTS,
+        METRICS,
+        FLOW_EVENTS,
+    ];
 }
 
 /// Name of the programs' variable, set before loading, that says which low bits of a link's number

@@ -2,7 +2,7 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::{Address, Be32, EthernetPair};
+use crate::{Address, Be32, EthernetPair, PolicyRef};
 
 /// What all programs of a node share.
 #[repr(C)]
@@ -18,34 +18,68 @@ pub struct NodeConfig {
     pub host_ifindex: u32,
     /// Addresses of a frame that enters `podwire_host`.
     pub to_host: EthernetPair,
-    /// Counter for rare changes.
-    pub epoch: u32,
+    /// Zero.
+    pub reserved: u32,
 }
 
+/// What changes while the node is at work.
+///
+/// Whoever changes what verdicts rest on writes it first, then marks what has changed with the next ticket,
+/// and then raises [`ticket`](Self::ticket). A program reads the ticket before its first lookup and stamps
+/// its verdict with it: a verdict from before the change has an earlier stamp than the mark, and one that
+/// has the mark's stamp was decided after all was written.
+#[repr(C)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct NodeState {
+    /// Number of the last change.
+    pub ticket: u64,
+    /// Ticket of the last change that concerns all flows: configuration, prefixes.
+    pub changed: u64,
+    /// The flows' clock. It stands while no agent runs, so that no flow grows old unseen.
+    pub seconds: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// Stands for the ticket of what is being changed: no verdict is believed meanwhile.
+pub const CHANGING: u64 = u64::MAX;
+
 /// An endpoint's place. A slot whose generation is even is empty.
+///
+/// What every packet needs is in the first 64 bytes.
 #[repr(C)]
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
 pub struct Slot {
+    /// Ticket of the last change of the endpoint, its policy included, or [`CHANGING`].
+    pub changed: u64,
     /// Changes whenever the slot changes hands: odd while an endpoint has it, even otherwise.
     pub generation: u32,
     /// Interface index of the host link.
     pub ifindex: u32,
     /// Of [`slot_flag`].
     pub flags: u32,
-    /// The endpoint's identity.
-    pub identity: u32,
+    /// The pod's IPv4 address, or 0.0.0.0.
+    pub ipv4: Be32,
     /// Addresses of every frame that the pod sends to its gateway: host link, container.
     pub from_pod: EthernetPair,
     /// Addresses of every frame that is delivered to the pod: container, host link.
     pub to_pod: EthernetPair,
     /// The pod's IPv6 address, or `::`.
     pub ipv6: Address,
-    /// The pod's IPv4 address, or 0.0.0.0.
-    pub ipv4: Be32,
+    /// Ticket of when the slot changed hands: what is known of flows from before is another endpoint's.
+    pub born: u64,
+    /// The endpoint's identity.
+    pub identity: u32,
+    /// What it may send.
+    pub egress: PolicyRef,
+    /// What it may receive.
+    pub ingress: PolicyRef,
     /// Zero.
-    pub reserved: u32,
+    pub reserved: [u32; 5],
 }
 
 impl Slot {
@@ -91,8 +125,8 @@ pub struct IpcacheEntry {
     pub slot: u32,
     /// The slot's generation when this entry was written.
     pub generation: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// Number of the narrowest prefix with this address that a policy speaks of, or 0.
+    pub cidr: u32,
 }
 
 impl IpcacheEntry {
@@ -100,10 +134,27 @@ impl IpcacheEntry {
     pub const NO_SLOT: u32 = u32::MAX;
 }
 
+/// Where the ticket of the last change about a remote address stands in
+/// [`map::REMOTES`](crate::map::REMOTES): addresses share places.
+#[must_use]
+#[inline(always)]
+pub const fn remote_place(address: &Address) -> u32 {
+    let [a, b, c, d] = address.0;
+    let sum = a.raw() ^ b.raw() ^ c.raw() ^ d.raw();
+    sum.wrapping_mul(0x9e37_79b1) >> (32 - REMOTE_BITS)
+}
+
+const REMOTE_BITS: u32 = 16;
+
+/// Places of [`map::REMOTES`](crate::map::REMOTES).
+pub const REMOTES: u32 = 1 << REMOTE_BITS;
+
 /// Identities with a fixed meaning.
 pub mod identity {
     /// The node itself.
     pub const HOST: u32 = 1;
+    /// Whoever is not known.
+    pub const WORLD: u32 = 2;
     /// A pod whose labels nobody has told us.
     pub const UNMANAGED: u32 = 3;
 }
@@ -119,11 +170,15 @@ mod tests {
         assert_eq!(size_of::<NodeConfig>(), 40);
         assert_eq!(offset_of!(NodeConfig, host_ifindex), 20);
         assert_eq!(offset_of!(NodeConfig, to_host), 24);
-        assert_eq!(size_of::<Slot>(), 64);
-        assert_eq!(offset_of!(Slot, from_pod), 16);
-        assert_eq!(offset_of!(Slot, to_pod), 28);
-        assert_eq!(offset_of!(Slot, ipv6), 40);
-        assert_eq!(offset_of!(Slot, ipv4), 56);
+        assert_eq!(size_of::<NodeState>(), 24);
+        assert_eq!(size_of::<Slot>(), 128);
+        assert_eq!(offset_of!(Slot, ipv4), 20);
+        assert_eq!(offset_of!(Slot, from_pod), 24);
+        assert_eq!(offset_of!(Slot, to_pod), 36);
+        assert_eq!(offset_of!(Slot, ipv6), 48);
+        assert_eq!(offset_of!(Slot, born), 64);
+        assert_eq!(offset_of!(Slot, egress), 76);
+        assert_eq!(offset_of!(Slot, ingress), 92);
         assert_eq!(size_of::<IpcacheEntry>(), 16);
     }
 

@@ -117,7 +117,34 @@ numbered! {
         ExtensionHeaders = 47, "extension-headers";
         /// The kernel refused to change the packet.
         Unchangeable = 48, "unchangeable";
+        /// The sender's policy forbids it.
+        EgressDenied = 49, "egress-denied";
+        /// The receiver's policy forbids it.
+        IngressDenied = 50, "ingress-denied";
     }
+}
+
+numbered! {
+    /// What happened to the flow tables, counted in [`map::FLOW_EVENTS`](crate::map::FLOW_EVENTS).
+    pub enum FlowEvent {
+        /// A packet that no believed verdict was found for, and that was judged anew.
+        Judged = 0, "judged";
+        /// A flow began.
+        Began = 1, "began";
+        /// Both sides have spoken: a flow moved to the table of confirmed ones.
+        Confirmed = 2, "confirmed";
+        /// A TCP connection ended and left the table of confirmed flows.
+        Ended = 3, "ended";
+        /// A flow could not be confirmed, since that table is full.
+        TableFull = 4, "table-full";
+        /// A flow could not be kept at all.
+        Unkept = 5, "unkept";
+    }
+}
+
+impl FlowEvent {
+    /// Entries of [`map::FLOW_EVENTS`](crate::map::FLOW_EVENTS).
+    pub const ENTRIES: u32 = 8;
 }
 
 impl Reason {
