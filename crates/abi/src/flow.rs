@@ -171,7 +171,9 @@ impl Verdict {
     #[must_use]
     #[inline(always)]
     pub const fn peer_slot(self) -> u32 {
-        (self.0 & (Self::SLOTS as u64 - 1)) as u32
+        #[expect(clippy::cast_possible_truncation, reason = "fourteen bits")]
+        let slot = (self.0 & (Self::SLOTS as u64 - 1)) as u32;
+        slot
     }
 }
 

@@ -7,8 +7,8 @@ use std::{
 };
 
 use podwire_abi::{
-    Address, Be32, EthernetPair, IpcacheEntry, Mac, NodeConfig, SLOT_MASK, Slot, identity, map,
-    slot_flag, slot_mask,
+    Address, Be32, CHANGING, EthernetPair, IpcacheEntry, Mac, NodeConfig, SLOT_MASK, Slot, Verdict,
+    identity, map, slot_flag, slot_mask,
 };
 use podwire_bpf::{AttachMode, Loader, Object, Program, Removal};
 
@@ -28,16 +28,28 @@ pub struct Options {
     pub bpffs: PathBuf,
     /// How many endpoints there is room for.
     pub slots: u32,
-    /// How many directions of flows that the host stack carries are remembered.
+    /// How many directions of confirmed flows there is room for: two a flow.
     pub flows: u32,
+    /// How many flows there is room for that only one side has spoken in, or that have ended.
+    pub pending: u32,
+    /// How many whole addresses of other nodes, and how many prefixes, there is room for.
+    pub remotes: u32,
     /// How programs are attached.
     pub attach: Attach,
 }
 
 impl Options {
-    /// The sizes that suit an ordinary node: 4,096 endpoints, 65,536 flows.
+    /// The sizes that suit an ordinary node: 4,096 endpoints, 131,072 flows in 262,144 directions, 65,536
+    /// that begin or have ended, 524,288 addresses of other nodes.
     pub fn new(bpffs: impl Into<PathBuf>) -> Self {
-        Self { bpffs: bpffs.into(), slots: 4096, flows: 65536, attach: Attach::Auto }
+        Self {
+            bpffs: bpffs.into(),
+            slots: 4096,
+            flows: 1 << 18,
+            pending: 1 << 16,
+            remotes: 1 << 19,
+            attach: Attach::Auto,
+        }
     }
 }
 
@@ -119,7 +131,7 @@ pub struct Datapath {
 }
 
 #[derive(Debug)]
-struct Writer {
+pub(crate) struct Writer {
     free: FreeSlots,
 }
 
@@ -133,13 +145,18 @@ impl Datapath {
     /// If the folder is not on a bpffs, a pinned map has another layout or size than this version
     /// and these options give it (every difference is named), or the kernel refuses a program.
     pub fn open(options: &Options) -> Result<Self> {
+        if options.slots > Verdict::SLOTS {
+            return Err(Error::TooManySlots { slots: options.slots, most: Verdict::SLOTS });
+        }
         let maps = maps_folder(&options.bpffs);
+        let addresses = options.slots.saturating_mul(2).saturating_add(options.remotes);
         let object = Loader::new(OBJECT)
             .max_entries(map::SLOTS, options.slots)
-            .max_entries(map::FLOW_SENDERS, options.slots)
             .max_entries(map::LINKS, options.slots)
-            .max_entries(map::IPCACHE, options.slots.saturating_mul(2).saturating_add(16))
+            .max_entries(map::IPCACHE, addresses)
+            .max_entries(map::PREFIXES, options.remotes)
             .max_entries(map::FLOWS, options.flows)
+            .max_entries(map::PENDING, options.pending)
             .global(SLOT_MASK, &slot_mask(options.slots))
             .pin_maps(&maps)
             .load()?;
@@ -147,16 +164,21 @@ impl Datapath {
             config: object.map(map::CONFIG)?,
             slots: object.map(map::SLOTS)?,
             links: object.map(map::LINKS)?,
+            state: object.map(map::STATE)?,
             ipcache: object.map(map::IPCACHE)?,
+            prefixes: object.map(map::PREFIXES)?,
+            remotes: object.map(map::REMOTES)?,
             flows: object.map(map::FLOWS)?,
-            flow_senders: object.map(map::FLOW_SENDERS)?,
+            pending: object.map(map::PENDING)?,
+            policy: object.map(map::POLICY)?,
+            policy_rules: object.map(map::POLICY_RULES)?,
             metrics: object.map(map::METRICS)?,
+            flow_events: object.map(map::FLOW_EVENTS)?,
         };
         if halves::mend(&tables)? {
             // Their addresses may be somebody else's from now on.
             grace_period()?;
         }
-        tables.note_flow_senders()?;
         let free = FreeSlots::of(&tables.slots.values()?);
         let mode = options.attach.resolve()?;
         let bpffs = options.bpffs.clone();
@@ -202,15 +224,7 @@ impl Datapath {
         let mut routers = Vec::new();
         routers.extend(node.router_ipv4.map(IpAddr::from));
         routers.extend(node.router_ipv6.map(IpAddr::from));
-        for router in routers {
-            let entry = IpcacheEntry {
-                identity: identity::HOST,
-                slot: IpcacheEntry::NO_SLOT,
-                ..IpcacheEntry::default()
-            };
-            self.tables.ipcache.insert(&router.into(), &entry)?;
-        }
-        let epoch = self.tables.config.get(0)?.epoch;
+        let _writer = self.lock();
         let config = NodeConfig {
             router_ipv4: node.router_ipv4.map_or(Be32::new(0), |v4| Be32::new(v4.into())),
             router_ipv6: node
@@ -218,9 +232,19 @@ impl Datapath {
                 .map_or(Address::UNSPECIFIED, |v6| IpAddr::from(v6).into()),
             host_ifindex: node.host_ifindex,
             to_host: EthernetPair::new(node.host_mac, node.net_mac),
-            epoch: epoch.wrapping_add(1),
+            reserved: 0,
         };
-        self.tables.config.set(0, &config)?;
+        self.tables.change_all(|| {
+            for router in routers {
+                let entry = IpcacheEntry {
+                    identity: identity::HOST,
+                    slot: IpcacheEntry::NO_SLOT,
+                    ..IpcacheEntry::default()
+                };
+                self.tables.ipcache.insert(&router.into(), &entry)?;
+            }
+            Ok(self.tables.config.set(0, &config)?)
+        })?;
         self.attach_router(node.net_ifindex)
     }
 
@@ -306,10 +330,9 @@ impl Datapath {
     pub fn set_delivery(&self, ifindex: u32, delivery: Delivery) -> Result<()> {
         let _writer = self.lock();
         let number = self.tables.links.get(&ifindex)?.ok_or(Error::NoEndpoint { ifindex })?;
-        let mut slot = self.tables.slots.get(number)?;
-        let interface = interface(slot.flags);
-        slot.flags = flags(delivery, interface);
-        Ok(self.tables.slots.set(number, &slot)?)
+        self.tables.change_slot(number, |slot| {
+            Ok(Slot { flags: flags(delivery, interface(slot.flags)), ..slot })
+        })
     }
 
     /// Changes the MAC of an endpoint's interface in the container. What is on its way in that moment is
@@ -351,59 +374,75 @@ impl Datapath {
 
     /// Writes the slot first, then what leads to it, so that no program follows a name into an
     /// empty slot. The slot itself is written as an empty one first: programs that look into it
-    /// while it changes believe none of it, and the second write changes one word.
+    /// while it changes believe none of it.
     fn write_endpoint(
         &self,
         endpoint: &EndpointConfig,
         number: u32,
         addresses: &Addresses,
     ) -> Result<()> {
-        let last = self.tables.slots.get(number)?;
+        let tables = &self.tables;
+        let ticket = tables.next_ticket()?;
+        let last = tables.slots.get(number)?;
+        let mut touched = addresses_of(&last);
+        touched.extend(endpoint.addresses.iter().map(|&address| Address::from(address)));
+        tables.mark_remotes(&touched, CHANGING)?;
+        let generation = empty_generation(last.generation);
+        tables.slots.set(number, &Slot { changed: CHANGING, ..last })?;
+        tables.slots.set(number, &Slot { changed: CHANGING, generation, ..last })?;
         self.remove_addresses(number, &last)?;
+        // An endpoint that is changed keeps its identity, policy and flows.
+        let same = last.is_taken() && last.ifindex == endpoint.ifindex;
+        let kept = if same { last } else { Slot::default() };
         let slot = Slot {
-            generation: taken_generation(empty_generation(last.generation)),
+            changed: CHANGING,
+            generation: taken_generation(generation),
             ifindex: endpoint.ifindex,
             flags: flags(endpoint.delivery, endpoint.interface),
-            identity: identity::UNMANAGED,
+            ipv4: addresses.ipv4,
             from_pod: EthernetPair::new(endpoint.host_mac, endpoint.mac),
             to_pod: EthernetPair::new(endpoint.mac, endpoint.host_mac),
             ipv6: addresses.ipv6,
-            ipv4: addresses.ipv4,
-            reserved: 0,
+            born: if same && addresses.are_of(&last) { last.born } else { ticket },
+            identity: if same { last.identity } else { identity::UNMANAGED },
+            ..kept
         };
-        let unbelieved = Slot { generation: empty_generation(last.generation), ..slot };
-        self.tables.slots.set(number, &unbelieved)?;
-        if last.ifindex != endpoint.ifindex {
-            self.tables.flow_senders.set(number, &0)?;
-        }
-        self.tables.slots.set(number, &slot)?;
-        self.tables.links.insert(&endpoint.ifindex, &number)?;
+        tables.slots.set(number, &Slot { generation, ..slot })?;
+        tables.slots.set(number, &slot)?;
+        tables.links.insert(&endpoint.ifindex, &number)?;
         for &address in &endpoint.addresses {
             let entry = IpcacheEntry {
                 identity: slot.identity,
                 slot: number,
                 generation: slot.generation,
-                reserved: 0,
+                cidr: 0,
             };
-            self.tables.ipcache.insert(&address.into(), &entry)?;
+            tables.ipcache.insert(&address.into(), &entry)?;
         }
-        Ok(())
+        tables.slots.set(number, &Slot { changed: ticket, ..slot })?;
+        tables.mark_remotes(&touched, ticket)?;
+        tables.raise(ticket)
     }
 
     /// Removes the addresses that lead to the slot first, then the slot, which is found by the link
     /// until the end: after a failure it can be repeated.
     fn erase(&self, writer: &mut Writer, ifindex: u32, number: u32) -> Result<()> {
         let slot = self.tables.slots.get(number)?;
-        self.remove_addresses(number, &slot)?;
-        let empty = Slot { generation: empty_generation(slot.generation), ..Slot::default() };
-        self.tables.slots.set(number, &empty)?;
-        self.tables.links.remove(&ifindex)?;
+        self.tables.change_remotes(&addresses_of(&slot), || {
+            self.tables.slots.set(number, &Slot { changed: CHANGING, ..slot })?;
+            self.remove_addresses(number, &slot)?;
+            let generation = empty_generation(slot.generation);
+            let empty = Slot { generation, changed: CHANGING, ..Slot::default() };
+            self.tables.slots.set(number, &empty)?;
+            self.tables.links.remove(&ifindex)?;
+            Ok(())
+        })?;
         writer.free.give_back(number);
         Ok(())
     }
 
     fn remove_addresses(&self, number: u32, slot: &Slot) -> Result<()> {
-        for address in [Address::from_ipv4_raw(slot.ipv4), slot.ipv6] {
+        for address in addresses_of(slot) {
             if self.tables.ipcache.get(&address)?.is_some_and(|entry| entry.slot == number) {
                 self.tables.ipcache.remove(&address)?;
             }
@@ -411,7 +450,18 @@ impl Datapath {
         Ok(())
     }
 
-    fn lock(&self) -> MutexGuard<'_, Writer> {
+    /// The flows' clock goes on: what is seen from now on is so many seconds later. While nobody says so
+    /// no flow grows old.
+    ///
+    /// # Errors
+    ///
+    /// If the map refuses.
+    pub fn tick(&self, seconds: u32) -> Result<()> {
+        let _writer = self.lock();
+        self.tables.tick(seconds)
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Writer> {
         self.writing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -423,6 +473,10 @@ struct Addresses {
 }
 
 impl Addresses {
+    fn are_of(&self, slot: &Slot) -> bool {
+        self.ipv4 == slot.ipv4 && self.ipv6 == slot.ipv6
+    }
+
     fn of(endpoint: &EndpointConfig) -> Result<Self> {
         let mut addresses = Self { ipv4: Be32::new(0), ipv6: Address::UNSPECIFIED };
         for &address in &endpoint.addresses {
@@ -443,6 +497,13 @@ impl Addresses {
         }
         Ok(addresses)
     }
+}
+
+/// The addresses that a slot has.
+fn addresses_of(slot: &Slot) -> Vec<Address> {
+    let v4 = (slot.ipv4.raw() != 0).then(|| Address::from_ipv4_raw(slot.ipv4));
+    let v6 = (!slot.ipv6.is_unspecified()).then_some(slot.ipv6);
+    v4.into_iter().chain(v6).collect()
 }
 
 const fn flags(delivery: Delivery, interface: Interface) -> u32 {

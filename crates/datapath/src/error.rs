@@ -47,6 +47,23 @@ pub enum Error {
         /// Its index.
         ifindex: u32,
     },
+    /// The address belongs to an endpoint of this node.
+    #[error("{address} is an endpoint's own address; what is behind it is told by the endpoint")]
+    EndpointAddress {
+        /// The address.
+        address: IpAddr,
+    },
+    /// More slots than a verdict can name.
+    #[error("{slots} endpoint slots are more than the {most} that there can be")]
+    TooManySlots {
+        /// How many were wanted.
+        slots: u32,
+        /// How many there can be.
+        most: u32,
+    },
+    /// Every ticket has been used.
+    #[error("the node has been changed as often as it can be; remove its pins, and start anew")]
+    NoTickets,
     /// Waiting until no program uses what was removed failed.
     #[error("wait for a grace period: {source}")]
     GracePeriod {

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use podwire_abi::{Address, IpcacheEntry, Slot};
+use podwire_abi::{Address, CHANGING, IpcacheEntry, Slot};
 
 use crate::{error::Result, slots::empty_generation, tables::Tables};
 
@@ -34,9 +34,32 @@ pub(crate) fn mend(tables: &Tables) -> Result<bool> {
     }
     for &number in &found.slots {
         let generation = empty_generation(tables.slots.get(number)?.generation);
-        tables.slots.set(number, &Slot { generation, ..Slot::default() })?;
+        tables.slots.set(number, &Slot { generation, changed: CHANGING, ..Slot::default() })?;
+    }
+    // Whatever the writer was at: of a slot that it was changing, nothing is believed until it is marked anew.
+    for (number, slot) in (0..).zip(&slots) {
+        if slot.is_taken() && slot.changed == CHANGING && !found.slots.contains(&number) {
+            tables.change_slot(number, Ok)?;
+        }
+    }
+    if tables.state.get(0)?.changed == CHANGING
+        || found != Halves::default()
+        || is_unmarked(tables)?
+    {
+        let unmarked: Vec<_> =
+            (0..).zip(tables.remotes.values()?).filter(|(_, one)| *one == CHANGING).collect();
+        tables.change_all(|| {
+            for &(place, _) in &unmarked {
+                tables.remotes.set(place, &0)?;
+            }
+            Ok(())
+        })?;
     }
     Ok(found != Halves::default())
+}
+
+fn is_unmarked(tables: &Tables) -> Result<bool> {
+    Ok(tables.remotes.values()?.contains(&CHANGING))
 }
 
 fn find(slots: &[Slot], links: &[(u32, u32)], ipcache: &[(Address, IpcacheEntry)]) -> Halves {
@@ -51,7 +74,7 @@ fn find(slots: &[Slot], links: &[(u32, u32)], ipcache: &[(Address, IpcacheEntry)
                 identity: slot.identity,
                 slot: number,
                 generation: slot.generation,
-                reserved: 0,
+                cidr: 0,
             };
             addresses(slot).map(move |address| (address, entry))
         })
@@ -69,11 +92,19 @@ fn find(slots: &[Slot], links: &[(u32, u32)], ipcache: &[(Address, IpcacheEntry)
             .collect(),
         missing: expected
             .into_iter()
-            .filter(|(address, entry)| found.get(address) != Some(entry))
+            .filter(|(address, entry)| {
+                // Which prefix of a policy has the address is the policy's affair.
+                found.get(address)
+                    != Some(&IpcacheEntry { cidr: found_cidr(&found, address), ..*entry })
+            })
             .collect(),
     };
     halves.links.sort_unstable();
     halves
+}
+
+fn found_cidr(found: &HashMap<Address, IpcacheEntry>, address: &Address) -> u32 {
+    found.get(address).map_or(0, |entry| entry.cidr)
 }
 
 /// The addresses that a slot has.
@@ -99,7 +130,7 @@ mod tests {
     }
 
     fn entry(slot: u32, generation: u32) -> IpcacheEntry {
-        IpcacheEntry { identity: 3, slot, generation, reserved: 0 }
+        IpcacheEntry { identity: 3, slot, generation, cidr: 0 }
     }
 
     #[test]

@@ -4,8 +4,11 @@
 mod attach;
 mod datapath;
 mod error;
+mod flows;
 mod halves;
+mod ipcache;
 mod slots;
+mod state;
 mod tables;
 
 pub use attach::{Attach, Attached, By, LinkPin, is_own_filter};
@@ -13,9 +16,10 @@ pub use datapath::{
     Datapath, Delivery, EndpointConfig, Interface, NodeSetup, Options, grace_period,
 };
 pub use error::Error;
+pub use flows::FlowRow;
 pub use podwire_abi as abi;
 pub use podwire_bpf::AttachMode;
-pub use tables::{EndpointRow, FlowRow, IpcacheRow, MetricRow, Tables};
+pub use tables::{EndpointRow, IpcacheRow, MetricRow, Tables};
 
 /// The compiled kernel programs: an ELF object for the BPF target, little-endian.
 pub const OBJECT: &[u8] = aligned::OBJECT;

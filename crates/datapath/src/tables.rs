@@ -5,15 +5,18 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use ipnetwork::IpNetwork;
 use podwire_abi::{
-    Address, Counter, FlowEntry, FlowKey, Hook, IpcacheEntry, METRICS_ENTRIES, Mac, NodeConfig,
-    Protocol, Reason, Slot, map, metric_index,
+    Address, Counter, Flow, FlowEvent, FlowKey, Hook, IpcacheEntry, METRICS_ENTRIES, Mac,
+    NodeConfig, NodeState, Pending, PolicyKey, PolicyRow, PortRule, Reason, Slot, map,
+    metric_index,
 };
-use podwire_bpf::{Array, HashMap, LruHashMap, PerCpuArray};
+use podwire_bpf::{Array, HashMap, LpmTrie, LruHashMap, Map, PerCpuArray};
 
 use crate::{
     datapath::{self, Delivery, Interface},
     error::Result,
+    ipcache,
 };
 
 /// The pinned maps of a node.
@@ -25,10 +28,16 @@ pub struct Tables {
     pub(crate) config: Array<NodeConfig>,
     pub(crate) slots: Array<Slot>,
     pub(crate) links: HashMap<u32, u32>,
+    pub(crate) state: Array<NodeState>,
     pub(crate) ipcache: HashMap<Address, IpcacheEntry>,
-    pub(crate) flows: LruHashMap<FlowKey, FlowEntry>,
-    pub(crate) flow_senders: Array<u32>,
+    pub(crate) prefixes: LpmTrie<Address, IpcacheEntry>,
+    pub(crate) remotes: Array<u64>,
+    pub(crate) flows: HashMap<FlowKey, Flow>,
+    pub(crate) pending: LruHashMap<FlowKey, Pending>,
+    pub(crate) policy: HashMap<PolicyKey, PolicyRow>,
+    pub(crate) policy_rules: Array<PortRule>,
     pub(crate) metrics: PerCpuArray<Counter>,
+    pub(crate) flow_events: PerCpuArray<u64>,
 }
 
 /// One endpoint of the slot array.
@@ -54,36 +63,17 @@ pub struct EndpointRow {
     pub interface: Interface,
 }
 
-/// One address that the datapath knows.
+/// One prefix that the datapath knows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IpcacheRow {
-    /// The address.
-    pub address: IpAddr,
+    /// The prefix; an endpoint has whole addresses.
+    pub prefix: IpNetwork,
     /// Who has it.
     pub identity: u32,
     /// The slot of a local endpoint.
     pub slot: Option<u32>,
     /// The slot's generation when this was written: nothing is delivered by an entry of another one.
     pub generation: u32,
-}
-
-/// One direction of a flow that the host stack carries.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct FlowRow {
-    /// Who sends.
-    pub source: IpAddr,
-    /// Who receives.
-    pub destination: IpAddr,
-    /// The sender's port, or the identifier of an echo request.
-    pub source_port: u16,
-    /// The receiver's port, or the identifier of an echo reply.
-    pub destination_port: u16,
-    /// The protocol.
-    pub protocol: Protocol,
-    /// Packets that went to the stack because of this entry.
-    pub packets: u64,
-    /// Their bytes.
-    pub bytes: u64,
 }
 
 /// What became of packets at one place, summed over all CPUs.
@@ -112,10 +102,16 @@ impl Tables {
             config: Array::open(folder.join(map::CONFIG))?,
             slots: Array::open(folder.join(map::SLOTS))?,
             links: HashMap::open(folder.join(map::LINKS))?,
+            state: Array::open(folder.join(map::STATE))?,
             ipcache: HashMap::open(folder.join(map::IPCACHE))?,
-            flows: LruHashMap::open(folder.join(map::FLOWS))?,
-            flow_senders: Array::open(folder.join(map::FLOW_SENDERS))?,
+            prefixes: LpmTrie::open(folder.join(map::PREFIXES))?,
+            remotes: Array::open(folder.join(map::REMOTES))?,
+            flows: HashMap::open(folder.join(map::FLOWS))?,
+            pending: LruHashMap::open(folder.join(map::PENDING))?,
+            policy: HashMap::open(folder.join(map::POLICY))?,
+            policy_rules: Array::open(folder.join(map::POLICY_RULES))?,
             metrics: PerCpuArray::open(folder.join(map::METRICS))?,
+            flow_events: PerCpuArray::open(folder.join(map::FLOW_EVENTS))?,
         })
     }
 
@@ -131,20 +127,25 @@ impl Tables {
     ///
     /// If the kernel does not tell.
     pub fn memory_bytes(&self) -> Result<u64> {
-        let maps = [
+        self.maps().into_iter().try_fold(0, |sum, map| Ok(sum + map.memory_bytes()?))
+    }
+
+    fn maps(&self) -> [&Map; 13] {
+        [
             self.config.as_map(),
             self.slots.as_map(),
             self.links.as_map(),
+            self.state.as_map(),
             self.ipcache.as_map(),
+            self.prefixes.as_map(),
+            self.remotes.as_map(),
             self.flows.as_map(),
-            self.flow_senders.as_map(),
+            self.pending.as_map(),
+            self.policy.as_map(),
+            self.policy_rules.as_map(),
             self.metrics.as_map(),
-        ];
-        let mut sum = 0;
-        for map in maps {
-            sum += map.memory_bytes()?;
-        }
-        Ok(sum)
+            self.flow_events.as_map(),
+        ]
     }
 
     /// The endpoints, in the order of their slots.
@@ -157,24 +158,28 @@ impl Tables {
         Ok((0..).zip(&slots).filter(|(_, slot)| slot.is_taken()).map(endpoint_row).collect())
     }
 
-    /// The addresses that the datapath knows, in order.
+    /// What is known of a whole address.
     ///
     /// # Errors
     ///
     /// If the map cannot be read.
+    pub fn holder(&self, address: IpAddr) -> Result<Option<IpcacheRow>> {
+        let entry = self.ipcache.get(&address.into())?;
+        Ok(entry.map(|entry| ipcache_row(address.into(), &entry)))
+    }
+
+    /// The addresses and prefixes that the datapath knows, in order.
+    ///
+    /// # Errors
+    ///
+    /// If a map cannot be read.
     pub fn ipcache(&self) -> Result<Vec<IpcacheRow>> {
-        let mut rows: Vec<_> = self
-            .ipcache
-            .entries()?
-            .into_iter()
-            .map(|(address, entry)| IpcacheRow {
-                address: address.into(),
-                identity: entry.identity,
-                slot: (entry.slot != IpcacheEntry::NO_SLOT).then_some(entry.slot),
-                generation: entry.generation,
-            })
-            .collect();
-        rows.sort_by_key(|row| row.address);
+        let whole = self.ipcache.entries()?.into_iter();
+        let whole = whole.map(|(address, entry)| ipcache_row(IpAddr::from(address).into(), &entry));
+        let wider = self.prefixes.entries()?.into_iter();
+        let wider = wider.map(|(key, entry)| ipcache_row(ipcache::network(&key), &entry));
+        let mut rows: Vec<_> = whole.chain(wider).collect();
+        rows.sort_by_key(|row| (row.prefix.ip(), row.prefix.prefix()));
         Ok(rows)
     }
 
@@ -187,28 +192,15 @@ impl Tables {
         Ok(self.links.get(&ifindex)?)
     }
 
-    /// Notes who sends the flows that the table holds: programs of an earlier version did not.
-    pub(crate) fn note_flow_senders(&self) -> Result<()> {
-        for (key, _) in self.flows.entries()? {
-            let Some(entry) = self.ipcache.get(&key.source)? else { continue };
-            if entry.slot < self.slot_count() {
-                self.flow_senders.set(entry.slot, &1)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// The flows that the host stack carries, in order.
+    /// What happened to the flow tables so far, over all CPUs.
     ///
     /// # Errors
     ///
     /// If the map cannot be read.
-    pub fn flows(&self) -> Result<Vec<FlowRow>> {
-        let mut rows: Vec<_> = self.flows.entries()?.into_iter().map(flow_row).collect();
-        rows.sort_by_key(|row| {
-            (row.source, row.destination, row.source_port, row.destination_port)
-        });
-        Ok(rows)
+    pub fn flow_events(&self) -> Result<Vec<(FlowEvent, u64)>> {
+        let totals = self.flow_events.totals()?;
+        let all = FlowEvent::ALL.iter().map(|&event| (event, totals[event as usize]));
+        Ok(all.collect())
     }
 
     /// The counters that are not zero, in the order of hooks and reasons.
@@ -236,6 +228,15 @@ impl Tables {
     }
 }
 
+fn ipcache_row(prefix: IpNetwork, entry: &IpcacheEntry) -> IpcacheRow {
+    IpcacheRow {
+        prefix,
+        identity: entry.identity,
+        slot: (entry.slot != IpcacheEntry::NO_SLOT).then_some(entry.slot),
+        generation: entry.generation,
+    }
+}
+
 fn endpoint_row((number, slot): (u32, &Slot)) -> EndpointRow {
     let mut addresses = Vec::new();
     if slot.ipv4.raw() != 0 {
@@ -254,18 +255,6 @@ fn endpoint_row((number, slot): (u32, &Slot)) -> EndpointRow {
         addresses,
         delivery: datapath::delivery(slot.flags),
         interface: datapath::interface(slot.flags),
-    }
-}
-
-fn flow_row((key, entry): (FlowKey, FlowEntry)) -> FlowRow {
-    FlowRow {
-        source: key.source.into(),
-        destination: key.destination.into(),
-        source_port: key.source_port.get(),
-        destination_port: key.destination_port.get(),
-        protocol: key.protocol,
-        packets: entry.packets,
-        bytes: entry.bytes,
     }
 }
 

@@ -137,9 +137,8 @@ impl Datapath for KernelDatapath {
         );
         let generation = self.0.tables().endpoints()?.into_iter().find(|one| one.slot == slot);
         let generation = generation.map_or(0, |one| one.generation);
-        let ipcache = self.0.tables().ipcache()?;
         for address in row.addresses.iter() {
-            let entry = ipcache.iter().find(|entry| entry.address == address);
+            let entry = self.0.tables().holder(address)?;
             let is = match entry.map(|entry| (entry.slot, entry.generation)) {
                 None => "nothing".to_owned(),
                 Some((None, _)) => "no slot".to_owned(),

@@ -77,12 +77,12 @@ fn endpoints(rows: &[podwire_datapath::EndpointRow]) -> Result<Page, Failure> {
 }
 
 fn ipcache(rows: &[podwire_datapath::IpcacheRow]) -> Result<Page, Failure> {
-    let mut table = Table::new().text("ADDRESS").number("IDENTITY").number("SLOT");
+    let mut table = Table::new().text("PREFIX").number("IDENTITY").number("SLOT");
     let mut json = Vec::new();
     for row in rows {
         let slot = Cell::optional(row.slot);
-        table.row([Cell::new(row.address), Cell::new(row.identity), slot]);
-        json.push(json!({"address": row.address, "identity": row.identity, "slot": row.slot}));
+        table.row([Cell::new(row.prefix), Cell::new(row.identity), slot]);
+        json.push(json!({"prefix": row.prefix, "identity": row.identity, "slot": row.slot}));
     }
     page(json, &table)
 }

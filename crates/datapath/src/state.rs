@@ -1,0 +1,135 @@
+//! Tickets: how verdicts that programs remember are told from what has changed since.
+//!
+//! [`NodeState`] says what the order of writes must be; this module keeps it.
+
+use podwire_abi::{Address, CHANGING, NodeState, Slot, Verdict, remote_place};
+
+use crate::{
+    error::{Error, Result},
+    tables::Tables,
+};
+
+impl Tables {
+    /// The ticket of the change that begins now.
+    pub(crate) fn next_ticket(&self) -> Result<u64> {
+        match self.state.get(0)?.ticket + 1 {
+            Verdict::LAST_STAMP.. => Err(Error::NoTickets),
+            ticket => Ok(ticket),
+        }
+    }
+
+    /// The change is written and marked: what is decided from now on rests on it.
+    pub(crate) fn raise(&self, ticket: u64) -> Result<()> {
+        let mut state = self.state.get(0)?;
+        for step in steps(state.ticket, ticket) {
+            state.ticket = step;
+            self.state.set(0, &state)?;
+        }
+        Ok(())
+    }
+
+    /// The flows' clock goes on by so many seconds.
+    pub(crate) fn tick(&self, seconds: u32) -> Result<()> {
+        let mut state = self.state.get(0)?;
+        state.seconds = state.seconds.wrapping_add(seconds);
+        Ok(self.state.set(0, &state)?)
+    }
+
+    /// Changes what concerns all flows.
+    pub(crate) fn change_all(&self, write: impl FnOnce() -> Result<()>) -> Result<()> {
+        let ticket = self.next_ticket()?;
+        let state = self.state.get(0)?;
+        self.state.set(0, &NodeState { changed: CHANGING, ..state })?;
+        write()?;
+        self.state.set(0, &NodeState { changed: ticket, ..state })?;
+        self.raise(ticket)
+    }
+
+    /// Changes who has remote addresses, and whatever else `write` does about them.
+    pub(crate) fn change_remotes(
+        &self,
+        addresses: &[Address],
+        write: impl FnOnce() -> Result<()>,
+    ) -> Result<()> {
+        let ticket = self.next_ticket()?;
+        self.mark_remotes(addresses, CHANGING)?;
+        write()?;
+        self.mark_remotes(addresses, ticket)?;
+        self.raise(ticket)
+    }
+
+    pub(crate) fn mark_remotes(&self, addresses: &[Address], ticket: u64) -> Result<()> {
+        let places: Vec<_> = addresses.iter().map(|one| (remote_place(one), ticket)).collect();
+        match places[..] {
+            [(place, ticket)] => self.remotes.set(place, &ticket)?,
+            [] => {}
+            _ => self.remotes.set_batch(&places)?,
+        }
+        Ok(())
+    }
+
+    /// Changes what an endpoint's slot says, but not whose it is.
+    pub(crate) fn change_slot(
+        &self,
+        number: u32,
+        change: impl FnOnce(Slot) -> Result<Slot>,
+    ) -> Result<()> {
+        let ticket = self.next_ticket()?;
+        let slot = self.slots.get(number)?;
+        self.slots.set(number, &Slot { changed: CHANGING, ..slot })?;
+        let changed = change(slot)?;
+        self.slots.set(number, &Slot { changed: CHANGING, ..changed })?;
+        self.slots.set(number, &Slot { changed: ticket, ..changed })?;
+        self.raise(ticket)
+    }
+}
+
+/// The values that lead from one ticket to a later one, of which each differs from the one before in the
+/// lower bytes cleared or in one byte raised. The kernel copies a value byte by byte if it likes: whoever reads
+/// meanwhile must not see a ticket that was never reached, since a verdict with it would be believed for too
+/// long. An earlier one does no harm.
+fn steps(from: u64, to: u64) -> Vec<u64> {
+    let Some(highest) = (from ^ to).checked_ilog2() else { return Vec::new() };
+    let top = highest / 8 * 8;
+    let mut steps = vec![from >> top << top];
+    steps.extend((0..=top / 8).rev().map(|byte| to >> (8 * byte) << (8 * byte)));
+    steps.dedup();
+    if steps[0] == from {
+        steps.remove(0);
+    }
+    steps
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// The highest value that a reader can see while `a` is overwritten by `b`.
+    fn torn(a: u64, b: u64) -> u64 {
+        let pairs = a.to_le_bytes().into_iter().zip(b.to_le_bytes());
+        let bytes: Vec<u8> = pairs.map(|(a, b)| a.max(b)).collect();
+        u64::from_le_bytes(bytes.try_into().unwrap())
+    }
+
+    proptest! {
+        #[test]
+        fn no_ticket_is_seen_before_it_is_reached(from in 0..Verdict::LAST_STAMP, by in 1_u64..100_000) {
+            let to = from + by;
+            let mut at = from;
+            for step in steps(from, to) {
+                prop_assert!(torn(at, step) <= to, "{at:#x} to {step:#x}");
+                at = step;
+            }
+            prop_assert_eq!(at, to);
+        }
+    }
+
+    #[test]
+    fn one_more_is_mostly_one_write() {
+        assert_eq!(steps(0x41, 0x42), [0x42]);
+        assert_eq!(steps(0xff, 0x100), [0x00, 0x100]);
+        assert_eq!(steps(0x12_ffff, 0x13_0000), [0x12_0000, 0x13_0000]);
+        assert_eq!(steps(5, 5), []);
+    }
+}
