@@ -281,10 +281,10 @@ fn try_decide<'q>(
         goes_straight = (slot.flags | own.flags) & slot_flag::BY_STACK == 0;
     }
     if is_sent {
-        if !goes_straight {
-            flags |= verdict_flag::TO_STACK;
-        } else if is_by_flow {
+        if is_by_flow {
             flags |= verdict_flag::TO_STACK | verdict_flag::BY_FLOW;
+        } else if !goes_straight {
+            flags |= verdict_flag::TO_STACK;
         }
     }
     check_policy(key, &question.local, is_sent != is_reply, own, &peer)?;
@@ -531,26 +531,13 @@ fn back_of(verdict: Verdict, key: &FlowKey, reply_key: &FlowKey) -> Verdict {
     let stack = verdict_flag::TO_STACK | verdict_flag::BY_FLOW;
     let (flags, number) = if key.direction == direction::RECEIVED {
         // What came out of the stack is answered into it.
-        let by_flow = if verdict.has(verdict_flag::LOCAL_PEER) && goes_straight(verdict, key) {
-            verdict_flag::BY_FLOW
-        } else {
-            0
-        };
-        (verdict.flags() | verdict_flag::TO_STACK | by_flow, verdict.peer_slot())
+        (verdict.flags() | stack, verdict.peer_slot())
     } else if reply_key.direction == direction::RECEIVED {
         (verdict.flags() & !stack, verdict.peer_slot())
     } else {
         (verdict.flags() & !stack, u32::from(key.endpoint))
     };
     Verdict::new(verdict.stamp(), reply_key.tag(), flags | verdict_flag::REPLY, number)
-}
-
-#[inline(always)]
-fn goes_straight(verdict: Verdict, key: &FlowKey) -> bool {
-    match (SLOTS.get(verdict.peer_slot()), SLOTS.get(key.endpoint.into())) {
-        (Some(peer), Some(own)) => (peer.flags | own.flags) & slot_flag::BY_STACK == 0,
-        _ => false,
-    }
 }
 
 /// The other direction of a flow, by the verdict on this one.

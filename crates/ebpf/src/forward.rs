@@ -61,7 +61,7 @@ pub fn send(
         if own.flags & slot_flag::BY_STACK != 0 {
             return Ok(Verdict::next(Reason::PassedToLink));
         }
-        let by_flow = verdict.has(verdict_flag::BY_FLOW);
+        let by_flow = verdict.has(verdict_flag::BY_FLOW) && verdict.has(verdict_flag::LOCAL_PEER);
         let reason = if by_flow { Reason::ToStackByFlow } else { Reason::ToStack };
         return to_stack(ctx, config, reason);
     }

@@ -305,6 +305,9 @@ impl Packet {
 #[inline(never)]
 pub fn quoted_flow(ctx: &TcContext, transport: u64, key: &mut FlowKey, local: &Address) -> u64 {
     let Some(quoted) = try_quote(ctx, transport as usize, key.protocol) else { return 0 };
+    if quoted.source.is_ipv4() != local.is_ipv4() || quoted.destination.is_ipv4() != local.is_ipv4() {
+        return 0;
+    }
     let is_sent = key.direction == direction::SENT;
     let (error_source, error_destination) =
         if is_sent { (local, &key.peer) } else { (&key.peer, local) };
