@@ -524,7 +524,7 @@ fn confirm(question: &Question, pending: *mut Pending, under: Under, verdict: Ve
         seen: sums.seen,
         created: sums.created,
         tcp: sums.tcp,
-        reserved: [0; 3],
+        reserved: 0,
     };
     *back = Flow {
         verdict: verdict_back,
@@ -534,7 +534,7 @@ fn confirm(question: &Question, pending: *mut Pending, under: Under, verdict: Ve
         seen: sums.seen,
         created: sums.created,
         tcp: tcp_seen::turned(sums.tcp),
-        reserved: [0; 3],
+        reserved: 0,
     };
     if FLOWS.insert(&*there_key, &*there, 0).is_err() {
         event(FlowEvent::TableFull);
