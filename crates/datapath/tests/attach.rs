@@ -5,11 +5,9 @@
 mod node;
 
 use node::{Node, on_node};
-use podwire_bpf::{Array, Direction, IfIndex, Removal, tcx_programs};
+use podwire_bpf::{Direction, IfIndex, Removal, tcx_programs};
 use podwire_datapath::{
-    Attach, AttachMode, Attached, By, Datapath, EndpointConfig, Options,
-    abi::{Reason, map},
-    is_own_filter,
+    Attach, AttachMode, Attached, By, Datapath, EndpointConfig, Options, abi::Reason, is_own_filter,
 };
 use podwire_lab::probe::frame::Link;
 use podwire_netlink::{IfName, Netlink, tc};
@@ -180,35 +178,25 @@ fn endpoints_leave_no_rows_and_slots_change_generation() {
 
 #[test]
 #[ignore = "needs root: loads programs in a namespace of its own"]
-fn who_sends_flows_of_the_stack_is_noted_and_forgotten_with_the_endpoint() {
+fn flows_are_forgotten_with_their_endpoint() {
     on_node(|node| {
         let (a, b) = (node.a, node.b);
         let stack = Link { from: node::HOST_MAC, to: node::HOST_MAC };
-        let folder = "/sys/fs/bpf/podwire/maps";
-        let senders = Array::<u32>::open(format!("{folder}/{}", map::FLOW_SENDERS)).unwrap();
-        let noted = || senders.values().unwrap().into_iter().filter(|&known| known != 0).count();
-        assert_eq!(noted(), 0);
         let packet = node::tcp(stack, (a.v4.into(), 40000), (b.v4.into(), 80), node::SYN);
         assert_eq!(node.stack_sends(&packet).reason, Reason::Delivered);
-        assert_eq!(noted(), 1);
         let reply = node::tcp(b.to_gateway(), (b.v4.into(), 80), (a.v4.into(), 40000), node::ACK);
         assert_eq!(node.pod_sends(&b, &reply).reason, Reason::ToStackByFlow);
 
-        // An agent of an earlier version has noted nothing.
-        let place = (0..).zip(senders.values().unwrap()).find(|(_, known)| *known != 0).unwrap().0;
-        senders.set(place, &0).unwrap();
-        assert_eq!(node.pod_sends(&b, &reply).reason, Reason::Delivered);
-        let again = Datapath::open(&Options::new("/sys/fs/bpf/podwire")).unwrap();
-        assert_eq!(noted(), 1);
-        drop(again);
+        // Nor by a change of the endpoint, or by another agent.
+        node.add("pwb", &b);
+        assert_eq!(node.pod_sends(&b, &reply).reason, Reason::ToStackByFlow);
+        drop(Datapath::open(&Options::new("/sys/fs/bpf/podwire")).unwrap());
         assert_eq!(node.pod_sends(&b, &reply).reason, Reason::ToStackByFlow);
 
-        // A change of the endpoint keeps it, another endpoint does not take it over.
-        node.add("pwb", &b);
-        assert_eq!(noted(), 1);
+        // Another endpoint does not take them over.
         node.datapath.remove_endpoint("pwb", b.ifindex).unwrap();
         node.add("pwb", &b);
-        assert_eq!(noted(), 0);
+        assert_eq!(node.pod_sends(&b, &reply).reason, Reason::Delivered);
     });
 }
 
@@ -216,10 +204,10 @@ fn who_sends_flows_of_the_stack_is_noted_and_forgotten_with_the_endpoint() {
 #[ignore = "needs root: loads programs in a namespace of its own"]
 fn an_address_belongs_to_one_endpoint() {
     on_node(|node| {
-        let thief = node::Pod { ifindex: node.stranger, ..node.a };
+        let thief = node::Pod { ifindex: node.c.ifindex, ..node.a };
         let error = node.datapath.add_endpoint(&Node::config("pwc", &thief)).unwrap_err();
         assert!(error.to_string().contains("10.1.0.2"), "{error}");
-        assert_eq!(attached(node.stranger), (0, 0));
+        assert_eq!(attached(node.c.ifindex), (0, 0));
         let mut two = Node::config("pwc", &thief);
         two.addresses = vec!["10.1.0.8".parse().unwrap(), "10.1.0.9".parse().unwrap()];
         let error = node.datapath.add_endpoint(&two).unwrap_err();
