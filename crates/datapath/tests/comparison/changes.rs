@@ -74,6 +74,8 @@ const fn rules() -> [PortRule; SMALL_RULES + MANY] {
 }
 
 const IDENTITIES: [u32; 5] = [identity::HOST, identity::WORLD, identity::UNMANAGED, 100, 101];
+/// Identities that endpoints have: none is the node.
+const PODS: [u32; 4] = [identity::WORLD, identity::UNMANAGED, 100, 101];
 const CIDRS: [u32; 3] = [0, 7, 8];
 
 /// How far user space has come with a change.
@@ -232,7 +234,7 @@ impl<'n> Changes<'n> {
     /// Tells who an endpoint is to policies.
     fn set_identity(&mut self, input: &mut Input<'_>, stage: Stage) {
         let place = self.place(input);
-        let identity = input.choose(&IDENTITIES);
+        let identity = input.choose(&PODS);
         let cidr = input.choose(&CIDRS);
         let addresses = self.addresses_of(place);
         let marks = Marks { slots: vec![place], addresses: addresses.clone(), all: false };

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use podwire_datapath::abi::{FlowEvent, remote_place};
 
-use super::{Node, Ticket, segment::Meaning};
+use super::{Node, Through, Ticket, parse::TCP, segment::Meaning};
 
 /// One direction of a conversation, as an endpoint sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -67,13 +67,13 @@ pub struct Word {
     pub peer: Option<u32>,
 }
 
-/// What a direction of a TCP connection has shown.
+/// What a direction of a TCP connection has shown, in the header's own bits (RFC 9293, 3.1).
 pub mod shown {
-    pub const SYN: u8 = 1;
-    /// An acknowledgement with nothing else.
-    pub const ACK: u8 = 2;
-    pub const FIN: u8 = 4;
-    pub const RST: u8 = 8;
+    pub const FIN: u8 = 1;
+    pub const SYN: u8 = 2;
+    pub const RST: u8 = 4;
+    /// An acknowledgement with none of the others.
+    pub const ACK: u8 = 16;
 }
 
 /// Packets and their bytes.
@@ -198,7 +198,8 @@ impl Node {
                 pending.seen = self.seconds;
                 let is_open = opens(packet, pending.other);
                 if is_open && !has_ended(pending) {
-                    self.confirm(packet.key, reply_to(packet, word));
+                    let reply = self.reply_to(packet, word);
+                    self.confirm(packet.key, reply);
                 }
             }
             Origin::Answered(began) => {
@@ -206,7 +207,7 @@ impl Node {
                 pending.replies.add(packet.bytes);
                 pending.other |= packet.shown;
                 pending.seen = self.seconds;
-                let is_open = packet.key.protocol != 6 || opens(packet, pending.own);
+                let is_open = packet.key.protocol != TCP || opens(packet, pending.own);
                 if is_open && !has_ended(pending) {
                     self.confirm(began, (packet.key, word));
                 }
@@ -235,7 +236,8 @@ impl Node {
         self.count(FlowEvent::Began);
     }
 
-    /// Both sides have spoken. Where there is no room for both directions the flow stays where it is.
+    /// Both sides have spoken. Where there is no room for both directions the flow stays where it is. A
+    /// reset after which both go on was none.
     fn confirm(&mut self, began: Key, (reply, reply_word): (Key, Word)) {
         let pending = self.flows.pending[&began];
         let original = Flow {
@@ -243,24 +245,25 @@ impl Node {
             count: pending.count,
             seen: self.seconds,
             created: pending.created,
-            own: pending.own,
-            other: pending.other,
+            own: pending.own & !shown::RST,
+            other: pending.other & !shown::RST,
         };
         let answer = Flow {
             word: reply_word,
             count: pending.replies,
-            own: pending.other,
-            other: pending.own,
+            own: original.other,
+            other: original.own,
             ..original
         };
+        let mut inserted = Vec::new();
         for (key, flow) in [(began, original), (reply, answer)] {
             let confirmed = &mut self.flows.confirmed;
             if confirmed.len() == self.flows.room && !confirmed.contains_key(&key) {
-                confirmed.remove(&began);
-                confirmed.remove(&reply);
+                confirmed.retain(|key, _| !inserted.contains(key));
                 return self.count(FlowEvent::TableFull);
             }
             confirmed.insert(key, flow);
+            inserted.push(key);
         }
         self.flows.pending.remove(&began);
         self.count(FlowEvent::Confirmed);
@@ -271,8 +274,7 @@ impl Node {
         let Some(flow) = self.flows.confirmed.get_mut(&packet.key) else { return };
         flow.count.add(packet.bytes);
         flow.seen = self.seconds;
-        let says_more = packet.shown & !shown::ACK != 0 || packet.shown & !flow.own != 0;
-        if !says_more {
+        if packet.shown & !flow.own == 0 {
             return;
         }
         flow.own |= packet.shown;
@@ -293,21 +295,45 @@ impl Node {
         let Some(this) = self.flows.confirmed.remove(&key) else { return };
         let that = self.flows.confirmed.remove(&other);
         self.count(FlowEvent::Ended);
-        let Some(that) = that else { return };
-        let (began, original, reply) =
-            if this.word.is_reply { (other, that, this) } else { (key, this, that) };
-        let is_reset = (original.own | original.other) & shown::RST != 0;
+        let is_reset = (this.own | this.other) & shown::RST != 0;
+        // Of which direction began it only itself can tell what was decided.
+        let (began, original, replies) = match (this.word.is_reply, that) {
+            (false, that) => (key, this, that.map(|that| that.count).unwrap_or_default()),
+            (true, Some(that)) => (other, that, this.count),
+            (true, None) => return,
+        };
         let (own, other) = if is_reset { (shown::RST, 0) } else { (shown::FIN, shown::FIN) };
         let pending = Pending {
             word: original.word,
             seen: self.seconds,
-            created: original.created,
+            created: this.created,
             own,
             other,
             count: original.count,
-            replies: reply.count,
+            replies,
         };
         self.flows.pending.insert(began, pending);
+    }
+
+    /// What answers a flow goes the way that the flow goes.
+    fn reply_to(&self, packet: &Spoken, word: Word) -> (Key, Word) {
+        let key = other_direction(packet.key, packet.local, word);
+        let is_by_stack = key == packet.key.by_stack();
+        let goes_to_stack = packet.key.way == Way::Received;
+        let must_see = |slot: u32| {
+            let endpoint = self.slots[slot as usize].endpoint;
+            endpoint.is_none_or(|endpoint| endpoint.through == Through::Stack)
+        };
+        let would_be_straight =
+            word.peer.is_some_and(|peer| !must_see(peer) && !must_see(packet.key.slot));
+        let reply = Word {
+            stamp: word.stamp,
+            is_reply: true,
+            to_stack: goes_to_stack,
+            by_flow: goes_to_stack && would_be_straight,
+            peer: if is_by_stack { word.peer } else { Some(packet.key.slot) },
+        };
+        (key, reply)
     }
 }
 
@@ -327,23 +353,4 @@ fn other_direction(key: Key, local: IpAddr, word: Word) -> Key {
         Some(peer) if key.way == Way::Sent && !word.to_stack => key.straight(peer, local),
         _ => key.by_stack(),
     }
-}
-
-/// What answers a flow goes the way that the flow goes.
-fn reply_to(packet: &Spoken, word: Word) -> (Key, Word) {
-    let key = other_direction(packet.key, packet.local, word);
-    let peer = if key.slot == packet.key.slot && key.way != packet.key.way {
-        word.peer
-    } else {
-        Some(packet.key.slot)
-    };
-    let is_sent_to_stack = packet.key.way == Way::Received;
-    let reply = Word {
-        stamp: word.stamp,
-        is_reply: true,
-        to_stack: is_sent_to_stack,
-        by_flow: is_sent_to_stack && word.peer.is_some(),
-        peer,
-    };
-    (key, reply)
 }

@@ -207,20 +207,17 @@ impl Node {
         stamp: u64,
         fate: &mut Fate,
     ) -> Result<Word, Reason> {
-        let peer = self.party(packet.key.peer.0)?;
         if let Some(key) = quote.and_then(|quote| flow_of_quote(packet, quote)) {
             fate.flows.insert(key);
-            let flow_peer =
-                if key.peer.0 == packet.key.peer.0 { Ok(peer) } else { self.party(key.peer.0) };
-            if let Ok(flow_peer) = flow_peer {
-                let origin = self.origin_of(key, packet.local, &flow_peer, false, fate);
-                if origin != Origin::New {
-                    let word = self.word(&Spoken { key, ..*packet }, &flow_peer, origin, stamp);
-                    self.permit(packet, key, &flow_peer, word.is_reply)?;
-                    return Ok(word);
-                }
+            let peer = self.party(key.peer.0)?;
+            let origin = self.origin_of(key, packet.local, &peer, false, fate);
+            if origin != Origin::New {
+                let word = self.word(&Spoken { key, ..*packet }, &peer, origin, stamp);
+                self.permit(packet, key, &peer, word.is_reply)?;
+                return Ok(word);
             }
         }
+        let peer = self.party(packet.key.peer.0)?;
         let word = self.word(packet, &peer, Origin::New, stamp);
         self.permit(packet, packet.key, &peer, false)?;
         Ok(word)

@@ -98,6 +98,9 @@ impl Node {
         if !pod.owns(ip.to) {
             return Err(Reason::UnknownDestination);
         }
+        if is_discovery(&ip)? {
+            return passed;
+        }
         let segment = self.segment_of(&ip, fate)?;
         self.decide(Way::Received, number, &ip, segment, fate)?;
         passed
@@ -195,6 +198,15 @@ fn neighbour_solicitation(
     debug_assert!(packet.frame.len() >= 14 + 40 + 24);
     answers::neighbour_advertisement(target, asking, pod, fate);
     Ok(())
+}
+
+/// What the host's own stack says to a pod as a neighbour (RFC 4861, 4), which is no conversation.
+fn is_discovery(ip: &Ip<'_>) -> Result<bool, Reason> {
+    if ip.protocol != ICMPV6 || matches!(ip.part, Part::Later(_)) {
+        return Ok(false);
+    }
+    let kind = ip.payload.first().ok_or(MALFORMED)?;
+    Ok((133..=137).contains(kind))
 }
 
 fn to_stack(config: &Config, reason: Reason, fate: &mut Fate) -> (Action, Reason) {
