@@ -311,6 +311,10 @@ pub fn quoted_flow(ctx: &TcContext, transport: u64, key: &mut FlowKey, local: &A
     if quoted.source != *error_destination || is_sent && quoted.destination != *error_source {
         return 0;
     }
+    // Keys hold IPv4 addresses in a form that no IPv6 packet may carry, and nor may one that it quotes.
+    if quoted.source.is_ipv4() != quoted.destination.is_ipv4() {
+        return 0;
+    }
     key.protocol = quoted.protocol;
     if is_sent {
         key.local_port = quoted.destination_port;

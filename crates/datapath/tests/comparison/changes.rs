@@ -111,7 +111,8 @@ struct Original {
 }
 
 impl<'n> Changes<'n> {
-    pub fn new(node: &'n Node, maps: &'n Maps) -> Self {
+    pub fn new(node: &'n Node) -> Self {
+        let maps = &node.maps;
         for (place, rule) in (0..).zip(RULES) {
             maps.policy_rules.set(place, rule).unwrap();
         }

@@ -59,7 +59,7 @@ pub fn on_small_node(test: impl FnOnce(&Node) + Send) {
 impl<'n> Differential<'n> {
     pub fn new(node: &'n Node) -> Self {
         let maps = &node.maps;
-        let changes = Changes::new(node, maps);
+        let changes = Changes::new(node);
         let model = model::Node {
             slots: vec![model::Slot::default(); maps.slots.len() as usize],
             flows: model::Flows { room: maps.flows.max_entries() as usize, ..Default::default() },
@@ -220,12 +220,18 @@ impl<'n> Differential<'n> {
     /// What the model knows, for the account of a difference.
     fn state(&self) -> String {
         let model::Node { ticket, changed, seconds, slots, flows, addresses, .. } = &self.model;
-        let slots: BTreeMap<_, _> =
-            (0..).zip(slots).filter(|(_, slot)| **slot != model::Slot::default()).collect();
-        format!(
-            "model: ticket {ticket}, all changed {changed}, seconds {seconds}\nslots {slots:#?}\n\
-             addresses {addresses:#?}\nflows afterwards {flows:#?}"
-        )
+        let mut text = format!("ticket {ticket}, all changed {changed}, seconds {seconds}\n");
+        for (number, slot) in (0..).zip(slots).filter(|(_, slot)| **slot != Default::default()) {
+            text += &format!("slot {number}: {slot:?}\n");
+        }
+        addresses.iter().for_each(|(address, known)| text += &format!("{address}: {known:?}\n"));
+        for (key, flow) in &flows.confirmed {
+            text += &format!("flow {key:?}: {flow:?}\n");
+        }
+        for (key, pending) in &flows.pending {
+            text += &format!("pending {key:?}: {pending:?}\n");
+        }
+        text
     }
 
     /// So that inputs do not depend on each other.
