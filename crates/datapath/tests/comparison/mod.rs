@@ -191,14 +191,19 @@ impl<'n> Differential<'n> {
         let what = || format!("{}\n{}", account(packet, fate), self.state());
         for key in &fate.flows {
             let place = rows::flow_key(key);
-            let kernel = self.maps.flows.get(&place).unwrap();
-            let kernel = kernel.map(|flow| rows::flow(&place, &flow));
-            let model = self.model.flows.confirmed.get(key).copied();
-            assert_eq!(kernel, model, "program's and model's entry of {key:?}\n{}", what());
-            let kernel = self.maps.pending.get(&place).unwrap();
-            let kernel = kernel.map(|pending| rows::pending(&place, &pending));
-            let model = self.model.flows.pending.get(key).copied();
-            assert_eq!(kernel, model, "program's and model's pending {key:?}\n{}", what());
+            let raw = self.maps.flows.get(&place).unwrap();
+            let kernel = raw.map(|flow| rows::flow(&place, &flow));
+            let model = self.model.flows.confirmed.get(key).copied().map(Some);
+            assert_eq!(kernel, model, "program's and model's {key:?}, {raw:x?}\n{}", what());
+            let raw = self.maps.pending.get(&place).unwrap();
+            let kernel = raw.map(|pending| rows::pending(&place, &pending));
+            let model = self.model.flows.pending.get(key).copied().map(Some);
+            assert_eq!(
+                kernel,
+                model,
+                "program's and model's pending {key:?}, {raw:x?}\n{}",
+                what()
+            );
         }
         if let Some(fragmented) = &fate.fragmented {
             let kernel = self.maps.fragments.get(&rows::fragment_key(fragmented)).unwrap();

@@ -123,54 +123,52 @@ pub fn flow_key(key: &Key) -> FlowKey {
     }
 }
 
-/// # Panics
-/// If the word is not of that flow.
-fn word(key: &FlowKey, verdict: Verdict) -> Word {
-    assert_eq!(verdict.tag(), key.tag(), "tag of {verdict:?} of {key:?}");
+/// `None` if it is not one of that flow.
+fn word(key: &FlowKey, verdict: Verdict) -> Option<Word> {
     let is_local = verdict.has(verdict_flag::LOCAL_PEER);
-    assert!(is_local || verdict.peer_slot() == 0, "{verdict:?} names a slot of nobody");
-    Word {
+    let is_right = verdict.tag() == key.tag() && (is_local || verdict.peer_slot() == 0);
+    is_right.then(|| Word {
         stamp: verdict.stamp(),
         is_reply: verdict.has(verdict_flag::REPLY),
         to_stack: verdict.has(verdict_flag::TO_STACK),
         by_flow: verdict.has(verdict_flag::BY_FLOW),
         peer: is_local.then_some(verdict.peer_slot()),
-    }
+    })
 }
 
 /// What the directions have shown: this one, and the other.
-fn shown(tcp: u32) -> (u8, u8) {
+fn shown(tcp: u32) -> Option<(u8, u8)> {
+    const { assert!(tcp_seen::PEER == 8) };
     let [own, other, rest @ ..] = tcp.to_le_bytes();
-    assert_eq!((tcp_seen::PEER, rest), (8, [0, 0]), "{tcp:#x}");
-    (own, other)
+    (rest == [0, 0]).then_some((own, other))
 }
 
-pub fn flow(key: &FlowKey, flow: &abi::Flow) -> model::Flow {
-    assert_eq!(flow.reserved, [0; 3]);
+/// `None` if it is none that a program may write.
+pub fn flow(key: &FlowKey, flow: &abi::Flow) -> Option<model::Flow> {
     let (packets, bytes) = recent::split(flow.recent);
-    let (own, other) = shown(flow.tcp);
-    model::Flow {
-        word: word(key, flow.verdict),
+    let (own, other) = shown(flow.tcp).filter(|_| flow.reserved == [0; 3])?;
+    Some(model::Flow {
+        word: word(key, flow.verdict)?,
         count: Count { packets: flow.packets + packets, bytes: flow.bytes + bytes },
         seen: flow.seen,
         created: flow.created,
         own,
         other,
-    }
+    })
 }
 
-pub fn pending(key: &FlowKey, pending: &abi::Pending) -> model::Pending {
-    assert_eq!(pending.reserved, 0);
-    let (own, other) = shown(pending.tcp);
-    model::Pending {
-        word: word(key, pending.verdict),
+/// `None` if it is none that a program may write.
+pub fn pending(key: &FlowKey, pending: &abi::Pending) -> Option<model::Pending> {
+    let (own, other) = shown(pending.tcp).filter(|_| pending.reserved == 0)?;
+    Some(model::Pending {
+        word: word(key, pending.verdict)?,
         seen: pending.seen,
         created: pending.created,
         own,
         other,
         count: Count { packets: pending.packets, bytes: pending.bytes },
         replies: Count { packets: pending.reply_packets, bytes: pending.reply_bytes },
-    }
+    })
 }
 
 pub fn fragment_key(fragmented: &Fragmented) -> FragmentKey {

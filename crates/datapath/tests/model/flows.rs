@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use podwire_datapath::abi::{FlowEvent, remote_place};
 
-use super::{Node, Through, Ticket, parse::TCP, segment::Meaning};
+use super::{Node, Ticket, parse::TCP, segment::Meaning};
 
 /// One direction of a conversation, as an endpoint sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -61,7 +61,7 @@ pub struct Word {
     pub is_reply: bool,
     /// The endpoint's packets go to the host stack.
     pub to_stack: bool,
-    /// They do for no other reason than that the other direction comes out of it.
+    /// They would anyhow, since the other direction comes out of it.
     pub by_flow: bool,
     /// The peer is the endpoint in this slot.
     pub peer: Option<u32>,
@@ -198,8 +198,7 @@ impl Node {
                 pending.seen = self.seconds;
                 let is_open = opens(packet, pending.other);
                 if is_open && !has_ended(pending) {
-                    let reply = self.reply_to(packet, word);
-                    self.confirm(packet.key, reply);
+                    self.confirm(packet.key, reply_to(packet, word));
                 }
             }
             Origin::Answered(began) => {
@@ -314,27 +313,6 @@ impl Node {
         };
         self.flows.pending.insert(began, pending);
     }
-
-    /// What answers a flow goes the way that the flow goes.
-    fn reply_to(&self, packet: &Spoken, word: Word) -> (Key, Word) {
-        let key = other_direction(packet.key, packet.local, word);
-        let is_by_stack = key == packet.key.by_stack();
-        let goes_to_stack = packet.key.way == Way::Received;
-        let must_see = |slot: u32| {
-            let endpoint = self.slots[slot as usize].endpoint;
-            endpoint.is_none_or(|endpoint| endpoint.through == Through::Stack)
-        };
-        let would_be_straight =
-            word.peer.is_some_and(|peer| !must_see(peer) && !must_see(packet.key.slot));
-        let reply = Word {
-            stamp: word.stamp,
-            is_reply: true,
-            to_stack: goes_to_stack,
-            by_flow: goes_to_stack && would_be_straight,
-            peer: if is_by_stack { word.peer } else { Some(packet.key.slot) },
-        };
-        (key, reply)
-    }
 }
 
 /// Whether both directions of a TCP connection have acknowledged, or one an open request.
@@ -353,4 +331,19 @@ fn other_direction(key: Key, local: IpAddr, word: Word) -> Key {
         Some(peer) if key.way == Way::Sent && !word.to_stack => key.straight(peer, local),
         _ => key.by_stack(),
     }
+}
+
+/// What answers a flow goes the way that the flow goes.
+fn reply_to(packet: &Spoken, word: Word) -> (Key, Word) {
+    let key = other_direction(packet.key, packet.local, word);
+    let is_by_stack = key == packet.key.by_stack();
+    let goes_to_stack = packet.key.way == Way::Received;
+    let reply = Word {
+        stamp: word.stamp,
+        is_reply: true,
+        to_stack: goes_to_stack,
+        by_flow: goes_to_stack,
+        peer: if is_by_stack { word.peer } else { Some(packet.key.slot) },
+    };
+    (key, reply)
 }

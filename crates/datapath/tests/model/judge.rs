@@ -146,7 +146,7 @@ impl Node {
         let is_straight = own.is_some_and(|own| !must_see(own))
             && peer.endpoint.is_some_and(|(_, endpoint)| !must_see(&endpoint));
         let is_sent = key.way == Way::Sent;
-        let by_flow = is_sent && is_straight && comes_by_stack;
+        let by_flow = is_sent && comes_by_stack;
         Word {
             stamp,
             is_reply,

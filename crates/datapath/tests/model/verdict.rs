@@ -64,7 +64,9 @@ impl Node {
         if pod.through == Through::Stack {
             return (Action::Next, Reason::PassedToLink);
         }
-        let reason = if word.by_flow { Reason::ToStackByFlow } else { Reason::ToStack };
+        // Who is outside is reached by the stack anyhow.
+        let by_flow = word.by_flow && word.peer.is_some();
+        let reason = if by_flow { Reason::ToStackByFlow } else { Reason::ToStack };
         let peer = word.peer.and_then(|peer| self.slots[peer as usize].endpoint);
         match peer.filter(|_| !word.to_stack) {
             None => to_stack(config, reason, fate),
