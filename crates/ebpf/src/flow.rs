@@ -616,11 +616,12 @@ pub extern "C" fn note(question: *const Question) -> u64 {
         reply_packets: if is_reply { packets } else { other_packets },
         reply_bytes: if is_reply { bytes } else { other_bytes },
     };
-    let _ = if is_reply {
-        PENDING.insert(&*other_key, &*pending, 0)
-    } else {
-        PENDING.insert(question.key, &*pending, 0)
-    };
+    if !is_reply {
+        let _ = PENDING.insert(question.key, &*pending, 0);
+    } else if others.is_some() {
+        // Only the direction that began it knows what was decided about it.
+        let _ = PENDING.insert(&*other_key, &*pending, 0);
+    }
     let _ = FLOWS.remove(&*other_key);
     let _ = FLOWS.remove(question.key);
     event(FlowEvent::Ended);

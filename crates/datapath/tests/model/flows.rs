@@ -291,8 +291,13 @@ impl Node {
     /// A TCP connection has ended. What still comes of it finds a pending flow; after a reset that
     /// is not believed by both sides, it is confirmed once more.
     fn end(&mut self, key: Key, other: Key) {
-        let Some(this) = self.flows.confirmed.remove(&key) else { return };
-        let that = self.flows.confirmed.remove(&other);
+        let confirmed = &mut self.flows.confirmed;
+        let (Some(&this), that) = (confirmed.get(&key), confirmed.get(&other).copied()) else {
+            return;
+        };
+        // They are one where a pod speaks with itself, from a port to the same.
+        confirmed.remove(&key);
+        confirmed.remove(&other);
         self.count(FlowEvent::Ended);
         let is_reset = (this.own | this.other) & shown::RST != 0;
         // Of which direction began it only itself can tell what was decided.
