@@ -1,6 +1,6 @@
 //! Changes of what a node's tables say: whole, as user space makes them, or as far as it has come.
 
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use podwire_bpf::Prefix;
 use podwire_datapath::abi::{
@@ -94,6 +94,9 @@ pub struct Changes<'n> {
     original: Original,
     /// What is still to be marked, with which ticket.
     unfinished: Option<(Marks, u64)>,
+    /// Rows that this input has written: tables are large, and read for every change.
+    policies: BTreeSet<(u32, u32)>,
+    prefixes: Vec<Prefix<Address>>,
 }
 
 /// What the tables said at first, to which every input returns.
@@ -103,7 +106,6 @@ struct Original {
     /// Slots that changes are about.
     slots: Vec<(u32, Slot)>,
     ipcache: Vec<(Address, IpcacheEntry)>,
-    prefixes: Vec<(Prefix<Address>, IpcacheEntry)>,
     place_a: u32,
     place_b: u32,
     place_c: u32,
@@ -113,6 +115,8 @@ struct Original {
 impl<'n> Changes<'n> {
     pub fn new(node: &'n Node) -> Self {
         let maps = &node.maps;
+        assert_eq!(maps.prefixes.entries().unwrap(), []);
+        assert_eq!(maps.policy.entries().unwrap(), []);
         for (place, rule) in (0..).zip(RULES) {
             maps.policy_rules.set(place, rule).unwrap();
         }
@@ -126,13 +130,19 @@ impl<'n> Changes<'n> {
             state: maps.state.get(0).unwrap(),
             slots: [place_a, place_b, place_c, elsewhere].map(slot).to_vec(),
             ipcache: maps.ipcache.entries().unwrap(),
-            prefixes: maps.prefixes.entries().unwrap(),
             place_a,
             place_b,
             place_c,
             elsewhere,
         };
-        Self { node, maps, original, unfinished: None }
+        Self {
+            node,
+            maps,
+            original,
+            unfinished: None,
+            policies: BTreeSet::new(),
+            prefixes: Vec::new(),
+        }
     }
 
     /// Makes a change, and tells the model of it.
@@ -210,6 +220,7 @@ impl<'n> Changes<'n> {
         if flags & policy_flag::CIDRS != 0 {
             rules.push((PolicyKey::cidr(number, input.choose(&CIDRS[1..])), row(input)));
         }
+        self.policies.extend(rules.iter().map(|(key, _)| (key.policy, key.subject)));
         let marks = Marks { slots: vec![place], ..Marks::default() };
         self.make(marks, stage, |maps| {
             for (key, row) in rules {
@@ -279,6 +290,9 @@ impl<'n> Changes<'n> {
             & u128::MAX.checked_shl(128 - length).unwrap_or(0);
         let [a, b, c, d] = [96, 64, 32, 0].map(|shift| Be32::new((bits >> shift) as u32));
         let prefix = Prefix::new(Address([a, b, c, d]), length).unwrap();
+        if !self.prefixes.contains(&prefix) {
+            self.prefixes.push(prefix);
+        }
         let entry = entry(input);
         let forget = input.rarely(4);
         let marks = Marks { all: true, ..Marks::default() };
@@ -478,8 +492,7 @@ impl<'n> Changes<'n> {
     /// Makes the tables what they were at first.
     pub fn restore(&mut self) {
         self.unfinished = None;
-        let Original { config, state, slots, ipcache, prefixes, place_a, place_b, .. } =
-            &self.original;
+        let Original { config, state, slots, ipcache, place_a, place_b, .. } = &self.original;
         let maps = self.maps;
         maps.config.set(0, config).unwrap();
         for (place, slot) in slots {
@@ -497,14 +510,11 @@ impl<'n> Changes<'n> {
             maps.remotes.set(remote_place(&address), &0).unwrap();
         }
         maps.ipcache.insert_batch(ipcache).unwrap();
-        for (prefix, _) in maps.prefixes.entries().unwrap() {
+        for prefix in std::mem::take(&mut self.prefixes) {
             maps.prefixes.remove(&prefix).unwrap();
         }
-        for (prefix, entry) in prefixes {
-            maps.prefixes.insert(prefix, entry).unwrap();
-        }
-        for (key, _) in maps.policy.entries().unwrap() {
-            maps.policy.remove(&key).unwrap();
+        for (policy, subject) in std::mem::take(&mut self.policies) {
+            maps.policy.remove(&PolicyKey { policy, subject }).unwrap();
         }
         maps.state.set(0, state).unwrap();
     }
@@ -524,19 +534,26 @@ impl<'n> Changes<'n> {
                 model.links.insert(pod.ifindex, number);
             }
         }
-        let entries = maps.ipcache.entries().unwrap().into_iter();
-        model.addresses =
-            entries.map(|(address, entry)| (address.into(), rows::known(&entry))).collect();
-        let entries = maps.prefixes.entries().unwrap().into_iter();
-        model.prefixes =
-            entries.map(|(key, entry)| (rows::prefix(&key), rows::known(&entry))).collect();
+        model.addresses.clear();
         let Node { a, b, .. } = self.node;
         for address in OUTSIDE.into_iter().chain(a.both()).chain(b.both()) {
             let place = remote_place(&address.into());
             model.remotes.insert(place, maps.remotes.get(place).unwrap());
+            if let Some(entry) = maps.ipcache.get(&address.into()).unwrap() {
+                model.addresses.insert(address, rows::known(&entry));
+            }
         }
-        model.policies.rows =
-            maps.policy.entries().unwrap().into_iter().map(rows::policy_row).collect();
+        // One that was forgotten has what the next wider one has, as it should.
+        let prefixes = self.prefixes.iter().filter_map(|prefix| {
+            let entry = maps.prefixes.longest_match_of(prefix).unwrap()?;
+            Some((rows::prefix(prefix), rows::known(&entry)))
+        });
+        model.prefixes = prefixes.collect();
+        let rows = self.policies.iter().filter_map(|&(policy, subject)| {
+            let key = PolicyKey { policy, subject };
+            Some(rows::policy_row((key, maps.policy.get(&key).unwrap()?)))
+        });
+        model.policies.rows = rows.collect();
     }
 }
 

@@ -52,7 +52,7 @@ pub struct Differential<'n> {
 
 /// A node with tables so small that an input can fill that of confirmed flows.
 pub fn on_small_node(test: impl FnOnce(&Node) + Send) {
-    let small = |options| Options { slots: 512, flows: 8, pending: 2048, remotes: 64, ..options };
+    let small = |options| Options { slots: 512, flows: 4, pending: 1024, remotes: 64, ..options };
     node::on_node_with(small, test);
 }
 
