@@ -10,7 +10,9 @@ use std::net::IpAddr;
 use node::{ACK, HOST_MAC, Marks, Node, Pod, SYN, on_node, tcp};
 use podwire_datapath::{
     Delivery,
-    abi::{Address, CHANGING, FlowEvent, PolicyRef, PolicyRow, Reason, policy_flag, remote_place},
+    abi::{
+        Address, CHANGING, Flow, FlowEvent, PolicyRef, PolicyRow, Reason, policy_flag, remote_place,
+    },
 };
 use podwire_lab::probe::frame::Link;
 
@@ -143,7 +145,7 @@ fn a_policy_that_turns_to_deny_is_effective_at_once() {
         node.maps.change(&marks, |maps| maps.edit_slot(place, |slot| slot.ingress = DENY_ALL));
         assert_eq!(slowly(node, &a, &question), (true, Reason::IngressDenied));
         assert_eq!(slowly(node, &b, &answer), (true, Reason::IngressDenied));
-        let sorted = |mut entries: Vec<(_, podwire_datapath::abi::Flow)>| {
+        let sorted = |mut entries: Vec<(_, Flow)>| {
             entries.sort_by_key(|(_, flow)| flow.verdict.0);
             entries
         };
@@ -197,5 +199,25 @@ fn another_way_of_delivery_changes_the_way_and_not_the_flow() {
         node.datapath.set_delivery(b.ifindex, Delivery::Peer).unwrap();
         assert_eq!(slowly(node, &a, &question), (true, Reason::Delivered));
         assert_eq!(slowly(node, &b, &answer), (true, Reason::Delivered));
+    });
+}
+
+#[test]
+#[ignore = "needs root: loads programs in a namespace of its own"]
+fn another_flows_verdict_is_never_taken_for_ones_own() {
+    on_node(|node| {
+        let (a, b) = (node.a, node.b);
+        let (question, answer) = open(node);
+        let flows = node.maps.flows.entries().unwrap();
+        let place = place(node, &a);
+        let (key, own) = *flows.iter().find(|(key, _)| u32::from(key.endpoint) == place).unwrap();
+        let (_, other) = flows.iter().find(|(key, _)| u32::from(key.endpoint) != place).unwrap();
+        // As where the kernel has given an entry's memory away in the very moment.
+        let taken = Flow { verdict: other.verdict, ..own };
+        node.maps.flows.insert(&key, &taken).unwrap();
+        assert_eq!(slowly(node, &a, &question), (true, Reason::Delivered));
+        assert_eq!(node.maps.flows.get(&key).unwrap(), Some(taken), "it is not this flow's");
+        assert_eq!(node.maps.pending.entries().unwrap().len(), 1, "which begins");
+        assert_eq!(slowly(node, &b, &answer), (false, Reason::Delivered));
     });
 }

@@ -115,7 +115,7 @@ struct Original {
 impl<'n> Changes<'n> {
     pub fn new(node: &'n Node) -> Self {
         let maps = &node.maps;
-        assert_eq!(maps.prefixes.entries().unwrap(), []);
+        maps.prefixes.insert(&all_of_ipv4(), &WORLD).unwrap();
         assert_eq!(maps.policy.entries().unwrap(), []);
         for (place, rule) in (0..).zip(RULES) {
             maps.policy_rules.set(place, rule).unwrap();
@@ -297,7 +297,9 @@ impl<'n> Changes<'n> {
         let forget = input.rarely(4);
         let marks = Marks { all: true, ..Marks::default() };
         self.make(marks, stage, |maps| {
-            if forget {
+            if forget && prefix == all_of_ipv4() {
+                maps.prefixes.insert(&prefix, &WORLD).unwrap();
+            } else if forget {
                 maps.prefixes.remove(&prefix).unwrap();
             } else {
                 maps.prefixes.insert(&prefix, &entry).unwrap();
@@ -513,6 +515,7 @@ impl<'n> Changes<'n> {
         for prefix in std::mem::take(&mut self.prefixes) {
             maps.prefixes.remove(&prefix).unwrap();
         }
+        maps.prefixes.insert(&all_of_ipv4(), &WORLD).unwrap();
         for (policy, subject) in std::mem::take(&mut self.policies) {
             maps.policy.remove(&PolicyKey { policy, subject }).unwrap();
         }
@@ -556,6 +559,15 @@ impl<'n> Changes<'n> {
         model.policies.rows = rows.collect();
     }
 }
+
+/// To the trie, IPv4 addresses are some of the IPv6 ones: so that `::/0` and its like do not catch them,
+/// there is always an entry for all of IPv4.
+fn all_of_ipv4() -> Prefix<Address> {
+    Prefix::new(Address::from_ipv4([0; 4]), 96).unwrap()
+}
+
+const WORLD: IpcacheEntry =
+    IpcacheEntry { identity: identity::WORLD, slot: IpcacheEntry::NO_SLOT, generation: 0, cidr: 0 };
 
 /// What is known of somebody outside.
 fn entry(input: &mut Input<'_>) -> IpcacheEntry {

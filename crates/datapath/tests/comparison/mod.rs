@@ -230,6 +230,11 @@ impl<'n> Differential<'n> {
             text += &format!("slot {number}: {slot:?}\n");
         }
         addresses.iter().for_each(|(address, known)| text += &format!("{address}: {known:?}\n"));
+        let prefixes = &self.model.prefixes;
+        prefixes.iter().for_each(|(prefix, known)| text += &format!("{prefix:?}: {known:?}\n"));
+        for (policy, row) in &self.model.policies.rows {
+            text += &format!("policy {policy:?}: {row:?}\n");
+        }
         for (key, flow) in &flows.confirmed {
             text += &format!("flow {key:?}: {flow:?}\n");
         }
