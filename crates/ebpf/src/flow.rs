@@ -19,7 +19,7 @@ use crate::{
     maps::{
         FLOW_EVENTS, FLOWS, IPCACHE, PENDING, PREFIXES, REMOTES, SCRATCH, SLOTS, STATE, Scratch,
     },
-    packet::{self, Kind, Packet},
+    packet::{self, Kind, Packet, Words},
     policy,
     verdict::{self, Drop},
 };
@@ -38,9 +38,16 @@ pub struct Question {
 
 /// A [`FlowKey`] in the words that it is written by.
 #[repr(transparent)]
-struct Key([u64; 3]);
+pub struct Key([u64; 3]);
 
 impl Key {
+    /// What the endpoint in a slot sends; `ports` as they lie in the packet.
+    #[inline(always)]
+    pub fn sent(slot: u32, protocol: Protocol, ports: u32, peer: Words) -> Self {
+        let head = slot | u32::from(protocol.0) << 16 | u32::from(direction::SENT) << 24;
+        Self([u64::from(head) | u64::from(ports) << 32, peer.0[0], peer.0[1]])
+    }
+
     /// What the endpoint in a slot sends, or the host stack hands to it.
     #[inline(always)]
     fn new(packet: &Packet, direction: u8, slot: u32) -> Self {
@@ -54,7 +61,7 @@ impl Key {
     }
 
     #[inline(always)]
-    fn as_flow_key(&self) -> &FlowKey {
+    pub fn as_flow_key(&self) -> &FlowKey {
         // SAFETY: 24 bytes, aligned to more than a flow key needs, any of which are one: its fields are
         // these bytes in this order on a little-endian machine, as all targets of this crate are.
         unsafe { &*(&raw const self.0).cast::<FlowKey>() }
@@ -121,6 +128,20 @@ fn question(ctx: &TcContext, packet: &Packet, direction: u8, key: &Key) -> Quest
 /// Whether nothing that the verdict rests on has changed since.
 #[inline(always)]
 fn is_believed(verdict: Verdict, key: &Key, own: &Slot, state: &NodeState) -> bool {
+    SLOTS
+        .get(verdict.peer_slot())
+        .is_some_and(|peer| is_believed_of(verdict, key, own, state, peer))
+}
+
+/// The same, given the slot that the verdict names, be it a peer's or not.
+#[inline(always)]
+pub fn is_believed_of(
+    verdict: Verdict,
+    key: &Key,
+    own: &Slot,
+    state: &NodeState,
+    peer: &Slot,
+) -> bool {
     let stamp = verdict.stamp();
     let [head, high, low] = key.0;
     if verdict.tag() != tag(fold(head ^ high ^ low))
@@ -130,7 +151,7 @@ fn is_believed(verdict: Verdict, key: &Key, own: &Slot, state: &NodeState) -> bo
         return false;
     }
     if verdict.has(verdict_flag::LOCAL_PEER) {
-        return SLOTS.get(verdict.peer_slot()).is_some_and(|peer| stamp >= latest(&peer.changed));
+        return stamp >= latest(&peer.changed);
     }
     REMOTES.get(place_of(fold(high ^ low))).is_some_and(|changed| stamp >= latest(changed))
 }
@@ -630,7 +651,7 @@ pub extern "C" fn note(question: *const Question) -> u64 {
 
 /// One more packet of a confirmed flow.
 #[inline(always)]
-fn count(flow: *mut Flow, len: u32, state: &NodeState) {
+pub fn count(flow: *mut Flow, len: u32, state: &NodeState) {
     // SAFETY: aligned words of a live map value; sums are added to atomically, and two CPUs that write the
     // time write the same, or nearly.
     unsafe {

@@ -15,6 +15,7 @@
 #![expect(internal_features, reason = "Rust has no atomic addition of its own on this target")]
 
 mod arp;
+mod fast;
 mod flow;
 mod forward;
 mod maps;
@@ -58,6 +59,9 @@ pub fn from_host(ctx: TcContext) -> i32 {
 #[inline(always)]
 fn judge_from_container(ctx: &TcContext) -> Outcome {
     let (number, slot) = slot_of_link(ctx)?;
+    if let Some(outcome) = fast::from_container(ctx, number, slot) {
+        return outcome;
+    }
     if slot.flags & slot_flag::CHAINED != 0 {
         return judge_from_chained(ctx, slot);
     }

@@ -42,14 +42,16 @@ const V4_PREFIX: u64 = u32::from_ne_bytes([0, 0, 0xff, 0xff]) as u64;
 
 impl Words {
     #[inline(always)]
-    const fn from_ipv4(raw: u32) -> Self {
+    pub const fn from_ipv4(raw: u32) -> Self {
         Self([0, (raw as u64) << 32 | V4_PREFIX])
     }
 
+    /// The endpoint's IPv6 address.
     #[inline(always)]
-    pub const fn of(address: &Address) -> Self {
-        let [a, b, c, d] = address.0;
-        Self([(b.raw() as u64) << 32 | a.raw() as u64, (d.raw() as u64) << 32 | c.raw() as u64])
+    pub fn of_slot(slot: &Slot) -> Self {
+        const _: () = assert!(offset_of!(Slot, ipv6) % 8 == 0);
+        // SAFETY: 16 bytes of a live map value, at a multiple of eight.
+        Self(unsafe { (&raw const slot.ipv6).cast::<[u64; 2]>().read() })
     }
 
     #[inline(always)]
@@ -80,7 +82,7 @@ impl Words {
         if self.is_ipv4() {
             slot.ipv4.raw() == self.ipv4_raw() && self.ipv4_raw() != 0
         } else {
-            *self == Self::of(&slot.ipv6) && self.0 != [0, 0]
+            *self == Self::of_slot(slot) && self.0 != [0, 0]
         }
     }
 }
@@ -147,13 +149,19 @@ impl Frame {
     pub fn new(ctx: &TcContext) -> Result<Self, Drop> {
         let len = u64::from(ctx.len());
         let wanted = if len < USUAL_HEADERS { len } else { USUAL_HEADERS };
-        let (start, end) = bounds(ctx);
-        if start + wanted <= end {
-            return Ok(Self { start, end });
+        let frame = Self::linear(ctx);
+        if frame.start + wanted <= frame.end {
+            return Ok(frame);
         }
         ctx.pull_data(wanted as u32).map_err(|_| Drop(Reason::Malformed))?;
+        Ok(Self::linear(ctx))
+    }
+
+    /// As much of the frame as is linear.
+    #[inline(always)]
+    pub fn linear(ctx: &TcContext) -> Self {
         let (start, end) = bounds(ctx);
-        Ok(Self { start, end })
+        Self { start, end }
     }
 
     /// The bytes at a fixed place.
