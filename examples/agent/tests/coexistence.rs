@@ -98,8 +98,8 @@ fn reverse_path_filters_and_port_mappings_work_together() {
             assert!(node.counted(Hook::FromContainer, Reason::ToStackByFlow) > 0);
             assert_eq!(node.drops(), [] as [&str; 0]);
             let flows = node.tables().flows().unwrap();
-            assert!(flows.iter().all(|flow| flow.source_port == 80), "{flows:?}");
-            assert_eq!(flows.len(), 2, "{flows:?}");
+            let answers = flows.iter().filter(|flow| flow.by_stack && flow.source_port == 80);
+            assert!(answers.count() >= 2, "of each family: {flows:?}");
         }
     }
 }
