@@ -280,29 +280,29 @@ impl<'n> Changes<'n> {
     /// Tells who has a prefix, or forgets it.
     fn set_prefix(&mut self, input: &mut Input<'_>, stage: Stage) {
         let address = input.choose(&OUTSIDE);
-        let length = if address.is_ipv4() {
+        let length: u32 = if address.is_ipv4() {
             96 + input.choose(&[0, 8, 24, 31, 32])
         } else {
             input.choose(&[0, 1, 32, 64, 127])
         };
-        // What is behind the prefix is zero.
-        let bits = u128::from_be_bytes(bytes(address.into()))
-            & u128::MAX.checked_shl(128 - length).unwrap_or(0);
-        let [a, b, c, d] = [96, 64, 32, 0].map(|shift| Be32::new((bits >> shift) as u32));
-        let prefix = Prefix::new(Address([a, b, c, d]), length).unwrap();
-        if !self.prefixes.contains(&prefix) {
-            self.prefixes.push(prefix);
-        }
         let entry = entry(input);
         let forget = input.rarely(4);
+        // With another around it, mostly.
+        let lengths = [length, length.saturating_sub(input.choose(&[0, 1, 8]))];
+        let most = if address.is_ipv4() { 96 } else { 0 };
+        let prefixes = lengths.map(|length| prefix_of(address, length.max(most)));
+        let wider = IpcacheEntry { identity: input.choose(&IDENTITIES), cidr: 0, ..entry };
+        self.prefixes.extend(prefixes);
         let marks = Marks { all: true, ..Marks::default() };
         self.make(marks, stage, |maps| {
-            if forget && prefix == all_of_ipv4() {
-                maps.prefixes.insert(&prefix, &WORLD).unwrap();
-            } else if forget {
-                maps.prefixes.remove(&prefix).unwrap();
-            } else {
+            let [prefix, around] = prefixes;
+            if !forget {
+                maps.prefixes.insert(&around, &wider).unwrap();
                 maps.prefixes.insert(&prefix, &entry).unwrap();
+            } else if prefix == all_of_ipv4() {
+                maps.prefixes.insert(&prefix, &WORLD).unwrap();
+            } else {
+                maps.prefixes.remove(&prefix).unwrap();
             }
         });
     }
@@ -583,6 +583,15 @@ fn entry(input: &mut Input<'_>) -> IpcacheEntry {
 fn emptied(slot: &Slot, ticket: u64) -> Slot {
     let generation = (slot.generation | 1) + 1;
     Slot { changed: CHANGING, born: ticket, generation, ..Slot::default() }
+}
+
+/// A prefix of an address, of a length that counts as for the trie.
+fn prefix_of(address: IpAddr, length: u32) -> Prefix<Address> {
+    // What is behind it is zero.
+    let mask = u128::MAX.checked_shl(128 - length).unwrap_or(0);
+    let bits = u128::from_be_bytes(bytes(address.into())) & mask;
+    let [a, b, c, d] = [96, 64, 32, 0].map(|shift| Be32::new((bits >> shift) as u32));
+    Prefix::new(Address([a, b, c, d]), length).unwrap()
 }
 
 fn bytes(address: Address) -> [u8; 16] {

@@ -91,7 +91,7 @@ impl Talk {
             parties[1].port = input.choose(&[80, 53, 8081, 12, 0]);
         } else if protocol == icmp {
             // The identifier.
-            parties[0].port = input.choose(&[1, 2, 0, 40000]);
+            parties[0].port = input.choose(&[1, 0, 0, 40000]);
         }
         Self { parties, protocol, by_stack: input.rarely(4), told: 0 }
     }
@@ -153,11 +153,13 @@ impl Talk {
             TCP => [&from[..], &to, &[0; 8], &[5 << 4, flags, 0xff, 0xff, 0, 0, 0, 0]].concat(),
             UDP | SCTP => [&from[..], &to, &[0, 12, 0, 0, 1, 2, 3, 4]].concat(),
             ICMP | ICMPV6 => {
-                let kind = match (self.protocol, speaker) {
-                    (ICMP, 0) => 8,
-                    (ICMP, _) => 0,
-                    (_, 0) => 128,
-                    (..) => 129,
+                // The other one may ask as well.
+                let asks = (speaker == 0) != (flags & RST != 0);
+                let kind = match (self.protocol, asks) {
+                    (ICMP, true) => 8,
+                    (ICMP, false) => 0,
+                    (_, true) => 128,
+                    (_, false) => 129,
                 };
                 let identifier = self.parties[0].port.to_be_bytes();
                 [&[kind, 0, 0, 0][..], &identifier, &[0, 1, 9, 9]].concat()
