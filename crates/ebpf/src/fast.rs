@@ -66,8 +66,7 @@ fn ipv4(ctx: &TcContext, frame: Frame, bytes: Bytes, number: u32, slot: &Slot) -
     let key = Key::sent(number, protocol, read_u32::<34>(bytes), destination);
     let known = known(&key, protocol, slot)?;
     if known.verdict.has(verdict_flag::TO_STACK) {
-        known.count(ctx);
-        return to_stack(frame, slot, known.verdict);
+        return to_stack(ctx, frame, slot, &known);
     }
     if known.peer.ipv4.raw() != destination.ipv4_raw() {
         return None;
@@ -95,8 +94,7 @@ fn ipv6(ctx: &TcContext, frame: Frame, number: u32, slot: &Slot) -> Option<Outco
     let key = Key::sent(number, protocol, read_u32::<54>(bytes), destination);
     let known = known(&key, protocol, slot)?;
     if known.verdict.has(verdict_flag::TO_STACK) {
-        known.count(ctx);
-        return to_stack(frame, slot, known.verdict);
+        return to_stack(ctx, frame, slot, &known);
     }
     if Words::of_slot(known.peer) != destination {
         return None;
@@ -151,11 +149,14 @@ fn known(key: &Key, protocol: Protocol, slot: &Slot) -> Option<Known> {
 }
 
 #[inline(always)]
-fn to_stack(frame: Frame, slot: &Slot, verdict: FlowVerdict) -> Option<Outcome> {
+fn to_stack(ctx: &TcContext, frame: Frame, slot: &Slot, known: &Known) -> Option<Outcome> {
+    // What comes out of the stack makes the verdict on its answers, on a node that is not set up as well.
+    let config = CONFIG.get(0).filter(|config| config.host_ifindex != 0)?;
+    known.count(ctx);
     if slot.flags & slot_flag::BY_STACK != 0 {
         return Some(Ok(Verdict::next(Reason::PassedToLink)));
     }
-    let config = CONFIG.get(0)?;
+    let verdict = known.verdict;
     let by_flow = verdict.has(verdict_flag::BY_FLOW) && verdict.has(verdict_flag::LOCAL_PEER);
     let reason = if by_flow { Reason::ToStackByFlow } else { Reason::ToStack };
     Some(forward::to_stack(frame, config, reason))

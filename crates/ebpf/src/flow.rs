@@ -369,11 +369,12 @@ fn check_policy(
     let port = if is_opened_by_endpoint { key.peer_port } else { key.local_port };
     let place = PortRule::place(key.protocol, port.get());
     if is_opened_by_endpoint {
-        if !policy::allows(&own.egress, peer.identity, peer.cidr, place) {
+        if is_judged(own) && !policy::allows(&own.egress, peer.identity, peer.cidr, place) {
             return Err(Drop(Reason::EgressDenied));
         }
         if let Some(slot) = peer.slot
             && slot.ingress.flags != 0
+            && is_judged(slot)
             && !policy::allows(&slot.ingress, own.identity, cidr_of(local), place)
         {
             return Err(Drop(Reason::IngressDenied));
@@ -382,17 +383,25 @@ fn check_policy(
     }
     if let Some(slot) = peer.slot
         && slot.egress.flags != 0
+        && is_judged(slot)
         && !policy::allows(&slot.egress, own.identity, cidr_of(local), place)
     {
         return Err(Drop(Reason::EgressDenied));
     }
     // Whoever checks whether a pod is well is on the node.
     if peer.identity != identity::HOST
+        && is_judged(own)
         && !policy::allows(&own.ingress, peer.identity, peer.cidr, place)
     {
         return Err(Drop(Reason::IngressDenied));
     }
     Ok(())
+}
+
+/// What an adopted pod may do is its own plugin's affair.
+#[inline(always)]
+fn is_judged(slot: &Slot) -> bool {
+    slot.flags & slot_flag::CHAINED == 0
 }
 
 #[inline(always)]
@@ -500,6 +509,8 @@ fn confirm(question: &Question, pending: *mut Pending, under: Under, verdict: Ve
     let Scratch { there, back, there_key, back_key, .. } = unsafe { &mut *scratch };
     // SAFETY: a live map value of plain numbers.
     let sums = unsafe { &*pending };
+    // A reset after which both sides go on was none; the next one may be.
+    let tcp = sums.tcp & !(tcp_seen::RST | tcp_seen::RST << tcp_seen::PEER);
     let (verdict_there, verdict_back);
     if under == Under::Own {
         *there_key = question.key;
@@ -523,7 +534,7 @@ fn confirm(question: &Question, pending: *mut Pending, under: Under, verdict: Ve
         bytes: sums.bytes,
         seen: sums.seen,
         created: sums.created,
-        tcp: sums.tcp,
+        tcp,
         reserved: 0,
     };
     *back = Flow {
@@ -533,7 +544,7 @@ fn confirm(question: &Question, pending: *mut Pending, under: Under, verdict: Ve
         bytes: sums.reply_bytes,
         seen: sums.seen,
         created: sums.created,
-        tcp: tcp_seen::turned(sums.tcp),
+        tcp: tcp_seen::turned(tcp),
         reserved: 0,
     };
     if FLOWS.insert(&*there_key, &*there, 0).is_err() {
@@ -626,11 +637,12 @@ pub extern "C" fn note(question: *const Question) -> u64 {
         reply_packets: if is_reply { packets } else { other_packets },
         reply_bytes: if is_reply { bytes } else { other_bytes },
     };
-    let _ = if is_reply {
-        PENDING.insert(&*other_key, &*pending, 0)
-    } else {
-        PENDING.insert(question.key, &*pending, 0)
-    };
+    if !is_reply {
+        let _ = PENDING.insert(question.key, &*pending, 0);
+    } else if others.is_some() {
+        // Only the direction that began it knows what was decided about it.
+        let _ = PENDING.insert(&*other_key, &*pending, 0);
+    }
     let _ = FLOWS.remove(&*other_key);
     let _ = FLOWS.remove(question.key);
     event(FlowEvent::Ended);
