@@ -7,8 +7,8 @@ use std::{
 };
 
 use podwire_abi::{
-    Address, Be32, CHANGING, EthernetPair, IpcacheEntry, Mac, NodeConfig, SLOT_MASK, Slot, Verdict,
-    identity, map, slot_flag, slot_mask,
+    Address, Be32, CHANGING, EthernetPair, IpcacheEntry, Mac, NodeConfig, PolicyRef, SLOT_MASK,
+    Slot, Verdict, identity, map, slot_flag, slot_mask,
 };
 use podwire_bpf::{AttachMode, Loader, Object, Program, Removal};
 
@@ -17,7 +17,7 @@ use crate::{
     attach::{Attach, By},
     error::{Error, Result},
     halves,
-    policy::{self, Book},
+    policy::{self, Book, Terms},
     slots::{FreeSlots, empty_generation, taken_generation},
     tables::{Tables, maps_folder},
 };
@@ -270,6 +270,21 @@ impl Datapath {
     /// If there is no free slot, an address belongs to another endpoint, a map refuses, or the
     /// programs cannot be attached; nothing is left behind then.
     pub fn add_endpoint(&self, endpoint: &EndpointConfig) -> Result<u32> {
+        self.add(endpoint, None)
+    }
+
+    /// The same on terms that hold from the endpoint's first packet on. Without them a new endpoint is
+    /// [unmanaged](identity::UNMANAGED) and everything passes; one that is changed keeps what it has.
+    ///
+    /// # Errors
+    ///
+    /// The same, and if there is no room for the policy.
+    pub fn add_endpoint_with(&self, endpoint: &EndpointConfig, terms: Terms<'_>) -> Result<u32> {
+        policy::check_identity(terms.identity)?;
+        self.add(endpoint, Some(terms))
+    }
+
+    fn add(&self, endpoint: &EndpointConfig, terms: Option<Terms<'_>>) -> Result<u32> {
         let mut writer = self.lock();
         let addresses = Addresses::of(endpoint)?;
         let known = self.tables.links.get(&endpoint.ifindex)?;
@@ -283,7 +298,8 @@ impl Datapath {
             }
         };
         let added = self
-            .write_endpoint(&writer.book, endpoint, number, &addresses)
+            .write_endpoint(&writer.book, endpoint, number, &addresses, terms)
+            .and_then(|()| terms.map_or(Ok(()), |terms| self.put_on(&mut writer, number, terms)))
             .and_then(|()| self.attach_new(endpoint));
         match added {
             Ok(()) => Ok(number),
@@ -395,6 +411,7 @@ impl Datapath {
         endpoint: &EndpointConfig,
         number: u32,
         addresses: &Addresses,
+        terms: Option<Terms<'_>>,
     ) -> Result<()> {
         let tables = &self.tables;
         let ticket = tables.next_ticket()?;
@@ -408,7 +425,18 @@ impl Datapath {
         self.remove_addresses(book, number, &last)?;
         // An endpoint that is changed keeps its identity, policy and flows.
         let same = last.is_taken() && last.ifindex == endpoint.ifindex;
-        let kept = if same { last } else { Slot::default() };
+        // A new one with a policy gets nothing before it has that.
+        let closed = match terms {
+            Some(Terms { policy: Some(policy), .. })
+                if !policy.permits_all() && endpoint.interface == Interface::Own =>
+            {
+                policy::CLOSED
+            }
+            _ => PolicyRef::default(),
+        };
+        let kept =
+            if same { last } else { Slot { ingress: closed, egress: closed, ..Slot::default() } };
+        let unmanaged = terms.map_or(identity::UNMANAGED, |terms| terms.identity);
         let slot = Slot {
             changed: CHANGING,
             generation: taken_generation(generation),
@@ -419,7 +447,7 @@ impl Datapath {
             to_pod: EthernetPair::new(endpoint.mac, endpoint.host_mac),
             ipv6: addresses.ipv6,
             born: if same && addresses.are_of(&last) { last.born } else { ticket },
-            identity: if same { last.identity } else { identity::UNMANAGED },
+            identity: if same { last.identity } else { unmanaged },
             ..kept
         };
         tables.slots.set(number, &Slot { generation, ..slot })?;

@@ -21,7 +21,7 @@ pub use flows::FlowRow;
 pub use podwire_abi as abi;
 pub use podwire_bpf::AttachMode;
 pub use podwire_policy::Compiled;
-pub use policy::{Flow, Outcome, PolicyListing, Subject};
+pub use policy::{Flow, Outcome, PolicyListing, Subject, Terms};
 pub use tables::{EndpointRow, IpcacheRow, MetricRow, Tables};
 
 /// The compiled kernel programs: an ELF object for the BPF target, little-endian.

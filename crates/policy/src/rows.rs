@@ -42,6 +42,19 @@ pub struct Rows {
 }
 
 impl Compiled {
+    /// Whether everything passes.
+    #[must_use]
+    pub fn permits_all(&self) -> bool {
+        self.ingress.permits_all() && self.egress.permits_all()
+    }
+
+    /// Nothing passes.
+    #[must_use]
+    pub fn closed() -> Self {
+        let rows = Rows { default: Action::Deny, ..Rows::default() };
+        Self { ingress: rows.clone(), egress: rows }
+    }
+
     /// From rules.
     ///
     /// # Errors

@@ -244,6 +244,7 @@ mod tests {
             network: None,
             pod: Some(PodRef { namespace: "default".into(), name: "web".into(), uid: None }),
             interface: Interface::Own,
+            identity: podwire_api::UNMANAGED_IDENTITY,
         }
     }
 

@@ -7,7 +7,7 @@ mod restore;
 mod rows;
 
 use ipnetwork::IpNetwork;
-use podwire_abi::{IpcacheEntry, PolicyRef, Slot, slot_flag};
+use podwire_abi::{IpcacheEntry, PolicyRef, PolicyRow, Slot, policy_flag, slot_flag};
 use podwire_policy::{Compiled, MAX_IDENTITY};
 
 pub(crate) use book::Book;
@@ -32,6 +32,23 @@ pub enum Outcome {
     /// It was so already.
     Unchanged,
 }
+
+/// On which terms an endpoint is added.
+#[derive(Debug, Clone, Copy)]
+pub struct Terms<'a> {
+    /// Who it is to others.
+    pub identity: u32,
+    /// What it may send and receive, or what it may already: everything, if it is new. Nothing is judged of
+    /// an adopted one.
+    pub policy: Option<&'a Compiled>,
+}
+
+/// Nothing passes.
+pub(crate) const CLOSED: PolicyRef = PolicyRef {
+    policy: 0,
+    flags: policy_flag::DENY_BY_DEFAULT,
+    others: PolicyRow { first: 0, count: 0 },
+};
 
 impl Datapath {
     /// Says what an endpoint may send and receive, effective for the very next packet, of flows that go on
@@ -65,22 +82,20 @@ impl Datapath {
     pub fn set_identity(&self, ifindex: u32, identity: u32) -> Result<Outcome> {
         check_identity(identity)?;
         let _writer = self.lock();
-        let tables = self.tables();
-        let number = tables.links.get(&ifindex)?.ok_or(Error::NoEndpoint { ifindex })?;
-        let slot = tables.slots.get(number)?;
-        if slot.identity == identity {
-            return Ok(Outcome::Unchanged);
-        }
-        tables.change_slot(number, |slot| {
-            for address in addresses_of(&slot) {
-                if let Some(entry) = tables.ipcache.get(&address)?.filter(|one| one.slot == number)
-                {
-                    tables.ipcache.insert(&address, &IpcacheEntry { identity, ..entry })?;
-                }
+        let number = self.tables().links.get(&ifindex)?.ok_or(Error::NoEndpoint { ifindex })?;
+        self.tables().identify(number, identity)
+    }
+
+    /// Puts an endpoint that is being added on its terms.
+    pub(crate) fn put_on(&self, writer: &mut Writer, number: u32, terms: Terms<'_>) -> Result<()> {
+        self.tables().identify(number, terms.identity)?;
+        let slot = self.tables().slots.get(number)?;
+        match terms.policy {
+            Some(policy) if slot.flags & slot_flag::CHAINED == 0 => {
+                self.exchange(writer, number, &slot, policy).map(drop)
             }
-            Ok(Slot { identity, ..slot })
-        })?;
-        Ok(Outcome::Changed)
+            _ => Ok(()),
+        }
     }
 
     /// Removes from the maps what no packet is judged by any more. It waits until no program is running that
@@ -210,6 +225,21 @@ impl Exchange<'_> {
 }
 
 impl Tables {
+    fn identify(&self, number: u32, identity: u32) -> Result<Outcome> {
+        if self.slots.get(number)?.identity == identity {
+            return Ok(Outcome::Unchanged);
+        }
+        self.change_slot(number, |slot| {
+            for address in addresses_of(&slot) {
+                if let Some(entry) = self.ipcache.get(&address)?.filter(|one| one.slot == number) {
+                    self.ipcache.insert(&address, &IpcacheEntry { identity, ..entry })?;
+                }
+            }
+            Ok(Slot { identity, ..slot })
+        })?;
+        Ok(Outcome::Changed)
+    }
+
     /// The endpoint of a slot has gone: its policies are left, and what only they speak of.
     pub(crate) fn drop_policies(&self, book: &mut Book, slot: &Slot) {
         let lost = book.leave([slot.ingress, slot.egress]);
