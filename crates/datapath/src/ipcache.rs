@@ -9,7 +9,7 @@ use podwire_bpf::{Prefix, Removal};
 use crate::{
     datapath::Datapath,
     error::{Error, Result},
-    policy::{Book, Index, check_identity},
+    policy::{Book, Index, check_identity, restore},
     state::Marks,
     tables::Tables,
 };
@@ -36,7 +36,7 @@ impl Datapath {
             prefixes.iter().copied().partition(|&(prefix, _)| is_whole(prefix));
         let mut relabel = Relabel::default();
         for (prefix, identity) in whole {
-            let last = self.not_an_endpoint(prefix)?;
+            let last = tables.not_an_endpoint(prefix)?;
             let entry = told(identity, writer.book.cidr_of(prefix));
             relabel.whole.push((prefix.ip().into(), last, Some(entry)));
         }
@@ -64,44 +64,64 @@ impl Datapath {
     /// If a whole address belongs to an endpoint of this node, or a map refuses.
     pub fn forget_identity(&self, prefix: IpNetwork) -> Result<Removal> {
         let writer = self.lock();
-        let tables = self.tables();
+        self.tables().forget(&writer.book, prefix)
+    }
+}
+
+impl Tables {
+    /// Forgets who is behind prefixes; says behind which somebody was. For a node whose agent does not run: one
+    /// that does asks its [`Datapath`].
+    ///
+    /// # Errors
+    ///
+    /// If a whole address belongs to an endpoint of this node, or a map refuses.
+    pub fn flush_identities(&self, prefixes: &[IpNetwork]) -> Result<Vec<IpNetwork>> {
+        let (book, _) = restore(self)?;
+        let mut gone = Vec::new();
+        for &prefix in prefixes {
+            if self.forget(&book, prefix)? == Removal::Removed {
+                gone.push(prefix);
+            }
+        }
+        Ok(gone)
+    }
+
+    fn forget(&self, book: &Book, prefix: IpNetwork) -> Result<Removal> {
         let is_told = |entry: &IpcacheEntry| !is_derived(entry);
         let relabel = if is_whole(prefix) {
             let Some(last) = self.not_an_endpoint(prefix)?.filter(is_told) else {
                 return Ok(Removal::Absent);
             };
             let address = Address::from(prefix.ip());
-            let left = tables.derived(&writer.book, prefix.ip())?;
+            let left = self.derived(book, prefix.ip())?;
             Relabel { whole: vec![(address, Some(last), left)], ..Relabel::default() }
         } else {
-            let read = tables.read_prefixes(&writer.book)?;
+            let read = self.read_prefixes(book)?;
             let network = network(&key(prefix)?);
             if !read.iter().any(|(prefix, entry)| *prefix == network && is_told(entry)) {
                 return Ok(Removal::Absent);
             }
-            relabelled(&read, HashMap::from([(network, None)]), &writer.book)
+            relabelled(&read, HashMap::from([(network, None)]), book)
         };
         let marks = Marks {
             all: relabel.concerns_prefixes(),
             remotes: relabel.whole_addresses(),
             slots: Vec::new(),
         };
-        tables.change(&marks, || relabel.write(tables))?;
+        self.change(&marks, || relabel.write(tables))?;
         Ok(Removal::Removed)
     }
 
     /// What is known of a whole address, if it is no endpoint's.
     fn not_an_endpoint(&self, prefix: IpNetwork) -> Result<Option<IpcacheEntry>> {
-        match self.tables().ipcache.get(&Address::from(prefix.ip()))? {
+        match self.ipcache.get(&Address::from(prefix.ip()))? {
             Some(entry) if entry.slot != IpcacheEntry::NO_SLOT => {
                 Err(Error::EndpointAddress { address: prefix.ip() })
             }
             entry => Ok(entry),
         }
     }
-}
 
-impl Tables {
     /// What is to be there for an address that nobody has told anything of: an entry, if a policy speaks of
     /// just this address.
     pub(crate) fn derived(&self, book: &Book, address: IpAddr) -> Result<Option<IpcacheEntry>> {

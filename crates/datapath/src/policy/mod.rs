@@ -225,6 +225,36 @@ impl Exchange<'_> {
 }
 
 impl Tables {
+    /// Lets the endpoints in these slots send and receive everything; says which could not before. For a node
+    /// whose agent does not run: one that does asks its [`Datapath`].
+    ///
+    /// # Errors
+    ///
+    /// If a map refuses.
+    pub fn flush_policies(&self, slots: &[u32]) -> Result<Vec<u32>> {
+        let (mut book, _) = restore(self)?;
+        let mut gone = Vec::new();
+        for &number in slots {
+            let slot = self.slots.get(number)?;
+            let last = [slot.ingress, slot.egress];
+            if !slot.is_taken() || last == [PolicyRef::default(); 2] {
+                continue;
+            }
+            let mut after = book.clone();
+            let lost = after.leave(last);
+            let (writes, between) = (Writes::default(), book);
+            let change = Exchange { number, slot: &slot, writes, between, after, lost };
+            change.write(self)?;
+            book = change.after;
+            gone.push(number);
+        }
+        if book.has_retired() {
+            grace_period()?;
+            self.policy.remove_batch(&book.take_retired().keys)?;
+        }
+        Ok(gone)
+    }
+
     fn identify(&self, number: u32, identity: u32) -> Result<Outcome> {
         if self.slots.get(number)?.identity == identity {
             return Ok(Outcome::Unchanged);

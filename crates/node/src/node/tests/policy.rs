@@ -122,11 +122,11 @@ fn a_start_tells_the_datapath_what_is_on_record_and_nothing_else() {
         .set_identities(&[(prefix("10.7.0.0/16"), 1000), (prefix("10.8.0.0/16"), 8)])
         .unwrap();
     let recorded = BTreeMap::from([(prefix("10.8.0.0/16"), 8), (prefix("10.9.0.0/16"), 9)]);
-    let before = policy::Before::OnRecord;
+    let before = super::super::policy::Before::OnRecord;
     let node = bench.node.with_policies(BTreeMap::new(), recorded.clone(), before).unwrap().0;
     assert_eq!(bench.datapath.identities().unwrap(), Vec::from_iter(recorded));
     // After the loss of the records the datapath says what was said.
-    let before = policy::Before::Unknown;
+    let before = super::super::policy::Before::Unknown;
     let node = node.with_policies(BTreeMap::new(), BTreeMap::new(), before).unwrap().0;
     assert_eq!(node.prefix_identities().len(), 2);
 }
