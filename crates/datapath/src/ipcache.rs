@@ -108,7 +108,7 @@ impl Tables {
             remotes: relabel.whole_addresses(),
             slots: Vec::new(),
         };
-        self.change(&marks, || relabel.write(tables))?;
+        self.change(&marks, || relabel.write(self))?;
         Ok(Removal::Removed)
     }
 

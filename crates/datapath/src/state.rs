@@ -51,15 +51,6 @@ impl Tables {
         self.change(&Marks { all: true, ..Marks::default() }, write)
     }
 
-    /// Changes who has remote addresses, and whatever else `write` does about them.
-    pub(crate) fn change_remotes(
-        &self,
-        addresses: &[Address],
-        write: impl FnOnce() -> Result<()>,
-    ) -> Result<()> {
-        self.change(&Marks { remotes: addresses.to_vec(), ..Marks::default() }, write)
-    }
-
     /// Changes what verdicts rest on. What was written when `write` fails counts as well.
     pub(crate) fn change(&self, marks: &Marks, write: impl FnOnce() -> Result<()>) -> Result<()> {
         let ticket = self.next_ticket()?;
