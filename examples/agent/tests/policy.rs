@@ -15,10 +15,7 @@ use std::{
 
 use node::{BPFFS, Node, TestPod, until};
 use podwire_api::{Policy, PolicyAction, PolicyDirection, PrefixIdentity, Removed};
-use podwire_datapath::{
-    Tables,
-    abi::{Hook, Reason},
-};
+use podwire_datapath::abi::{Hook, Reason};
 use podwire_lab::probe::{
     EchoReceiver, FrameSocket, Ping, Responder, TcpEcho, TcpTransfer, frame::Link,
 };
@@ -445,10 +442,7 @@ fn policies_outlive_agents_and_not_one_packet_passes_meanwhile() {
     node.delete(&b);
     node.ask(|agent| agent.forget_ipcache(&[prefix.prefix]));
     node.assert_clean();
-    until("the policy's rows are gone", || {
-        let rows = Tables::open(BPFFS);
-        node.host.run(|| rows.is_err() || policy_rows() == 0)
-    });
+    until("the policy's rows are gone", || node.host.run(policy_rows) == 0);
 }
 
 /// What is left in the map of policies' rows.
