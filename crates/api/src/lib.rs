@@ -7,6 +7,7 @@ mod ipam;
 mod mac;
 mod message;
 mod name;
+mod policy;
 mod transport;
 
 use std::path::{Path, PathBuf};
@@ -24,6 +25,10 @@ pub use message::{
     PodRef, Problem, Removal, Removed, Repair, Router, Status,
 };
 pub use name::{ContainerId, EndpointId, InterfaceName, Mark, NameError, NodeName, host_link_name};
+pub use policy::{
+    IdentityRequest, Policy, PolicyAction, PolicyDirection, PolicyRule, PrefixCount,
+    PrefixIdentity, UNMANAGED_IDENTITY,
+};
 
 /// The rtnetlink protocol number on every route and rule that podwire creates.
 pub const ROUTE_PROTOCOL: u8 = 80;

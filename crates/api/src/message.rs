@@ -196,6 +196,9 @@ pub struct Endpoint {
     /// Whose interface it is.
     #[serde(default, skip_serializing_if = "is_default")]
     pub interface: Interface,
+    /// Who it is to others.
+    #[serde(default = "crate::policy::unmanaged")]
+    pub identity: u32,
 }
 
 /// How the datapath hands packets to an endpoint.
@@ -427,11 +430,12 @@ mod tests {
             network: Some("podnet".into()),
             pod: Some(PodRef { namespace: "ns".into(), name: "p".into(), uid: None }),
             interface: Interface::Own,
+            identity: 4711,
         };
         let value = json!({
             "container_id": "c1", "ifname": "eth0", "host_link": "pwaaaaaaaaaaaaa", "ifindex": 7,
             "mac": "02:00:00:00:00:01", "host_mac": "02:00:00:00:00:02", "addresses": ["10.1.0.2"],
-            "slot": 3, "delivery": "peer", "created": 1, "network": "podnet",
+            "slot": 3, "delivery": "peer", "created": 1, "network": "podnet", "identity": 4711,
             "pod": {"namespace": "ns", "name": "p"},
         });
         assert_eq!(serde_json::to_value(&endpoint).unwrap(), value);

@@ -7,6 +7,7 @@ mod error;
 mod flows;
 mod halves;
 mod ipcache;
+mod policy;
 mod slots;
 mod state;
 mod tables;
@@ -19,6 +20,8 @@ pub use error::Error;
 pub use flows::FlowRow;
 pub use podwire_abi as abi;
 pub use podwire_bpf::AttachMode;
+pub use podwire_policy::Compiled;
+pub use policy::{Flow, Outcome, PolicyListing, Subject, Terms};
 pub use tables::{EndpointRow, IpcacheRow, MetricRow, Tables};
 
 /// The compiled kernel programs: an ELF object for the BPF target, little-endian.

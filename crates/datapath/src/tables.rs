@@ -74,6 +74,11 @@ pub struct IpcacheRow {
     pub slot: Option<u32>,
     /// The slot's generation when this was written: nothing is delivered by an entry of another one.
     pub generation: u32,
+    /// Number of the narrowest prefix that it lies in of those that policies speak of; 0 if there is none.
+    pub cidr: u32,
+    /// Whether nobody has told who is behind it: it is there since a policy speaks of it, and has the identity
+    /// of the next wider prefix.
+    pub is_derived: bool,
 }
 
 /// What became of packets at one place, summed over all CPUs.
@@ -234,6 +239,8 @@ fn ipcache_row(prefix: IpNetwork, entry: &IpcacheEntry) -> IpcacheRow {
         identity: entry.identity,
         slot: (entry.slot != IpcacheEntry::NO_SLOT).then_some(entry.slot),
         generation: entry.generation,
+        cidr: entry.cidr,
+        is_derived: ipcache::is_derived(entry),
     }
 }
 

@@ -27,7 +27,7 @@ use crate::router::KernelRoutes;
 use crate::seam::{Datapath, Links};
 use crate::store::Opened;
 use crate::{
-    AttachChoice, Config, Error, folder, metrics, notes, pools, router, server, store, watch,
+    AttachChoice, Config, Error, folder, metrics, node, notes, pools, router, server, store, watch,
 };
 
 /// How often leases that nobody used are looked for.
@@ -102,8 +102,16 @@ impl Agent {
         folder::clear_socket(&socket)?;
         let boot_id = boot_id()?;
         let opened = store::open(&database_path(&config.state_dir), &config.node, &boot_id)?;
-        let Opened { ipam, endpoints: recorded, options, cluster_pools, mut repairs, is_new } =
-            opened;
+        let Opened {
+            ipam,
+            endpoints: recorded,
+            policies,
+            identities,
+            options,
+            cluster_pools,
+            mut repairs,
+            is_new,
+        } = opened;
         pools::lift_former_routers(&ipam, routers)?;
         let (given_up, more) = pools::arrange(&ipam, config, &options)?;
         repairs.extend(more);
@@ -139,7 +147,8 @@ impl Agent {
         let gone = links.gone();
         let links: Arc<dyn Links> = Arc::new(links);
 
-        let sides = Sides { ipam: &ipam, datapath: &*datapath, links: &*links };
+        let sides =
+            Sides { ipam: &ipam, datapath: &*datapath, links: &*links, policies: &policies };
         let recorded = (!is_new).then_some(&*recorded);
         let Restored { endpoints, repairs: more } = restore(config, &notes, recorded, &sides)?;
         pools::set_routers_aside(&ipam, routers)?;
@@ -161,6 +170,10 @@ impl Agent {
         let kernel = Kernel { datapath, links, routes };
         let node = Node::new(config, chooser, ipam, endpoints, kernel)?;
         let node = node.with_blocks(blocks).giving_up(given_up);
+        let before =
+            if is_new { node::policy::Before::Unknown } else { node::policy::Before::OnRecord };
+        let (node, more) = node.with_policies(policies, identities, before)?;
+        repairs.extend(more);
         repairs.extend(node.fill_blocks()?);
         report(node.count(), &repairs);
         let listener = bind(&socket)?;
@@ -271,6 +284,7 @@ async fn expire(shared: Arc<Shared>) {
         let look = move || {
             working.node.expire()?;
             working.node.reclaim()?;
+            working.node.tidy()?;
             working.node.retire()
         };
         match tokio::task::spawn_blocking(look).await {
@@ -339,7 +353,14 @@ fn datapath_options(config: &Config) -> Options {
         AttachChoice::Tcx => Attach::Tcx,
         AttachChoice::Tc => Attach::Clsact,
     };
-    Options { slots: config.slots, flows: config.flows, attach, ..Options::new(&config.bpffs) }
+    Options {
+        slots: config.slots,
+        flows: config.flows,
+        policy_rows: config.policy_rows,
+        policy_rules: config.policy_rules,
+        attach,
+        ..Options::new(&config.bpffs)
+    }
 }
 
 fn boot_id() -> Result<String, Error> {

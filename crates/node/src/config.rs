@@ -44,6 +44,11 @@ pub struct Config {
     pub slots: u32,
     /// How many flows the datapath remembers.
     pub flows: u32,
+    /// How many identities and prefixes the policies of all endpoints have room for, each once for every
+    /// policy that speaks of it, and while a policy is replaced for both.
+    pub policy_rows: u32,
+    /// How many ranges of ports they have room for; equal ones share it.
+    pub policy_rules: u32,
     /// How long a lease waits for its endpoint.
     pub pending_ttl: Duration,
     /// How long a released address rests.
@@ -81,6 +86,8 @@ impl Config {
             attach: AttachChoice::Auto,
             slots: 4096,
             flows: 65_536,
+            policy_rows: 65_536,
+            policy_rules: 65_536,
             pending_ttl: Duration::from_secs(300),
             cooldown: Duration::from_secs(60),
         }

@@ -11,9 +11,11 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
+use ipnetwork::IpNetwork;
 use podwire_api::{
     CheckRequest, CidrRequest, EndpointId, EndpointRequest, ErrorBody, ErrorCode, GcRequest,
-    LeaseRequest, MAX_BODY, PoolRequest, Removal, Reservation,
+    IdentityRequest, LeaseRequest, MAX_BODY, Policy, PoolRequest, PrefixIdentity, Removal,
+    Reservation,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -110,6 +112,12 @@ fn router(shared: Arc<Shared>) -> Router {
         .route("/v1/endpoints", get(endpoints))
         .route("/v1/endpoints/{container_id}/{ifname}", get(endpoint).put(create).delete(delete))
         .route("/v1/endpoints/{container_id}/{ifname}/inspection", get(inspect))
+        .route("/v1/endpoints/{container_id}/{ifname}/identity", axum::routing::put(set_identity))
+        .route(
+            "/v1/endpoints/{container_id}/{ifname}/policy",
+            get(policy).put(set_policy).delete(delete_policy),
+        )
+        .route("/v1/ipcache", get(ipcache).put(set_ipcache).delete(forget_ipcache))
         .route("/v1/pools", get(pools))
         .route("/v1/pools/{name}", axum::routing::put(create_pool).delete(delete_pool))
         .route("/v1/pools/{name}/cidrs", axum::routing::post(edit_pool))
@@ -171,6 +179,58 @@ async fn endpoint(State(shared): State<Arc<Shared>>, Path(names): Names) -> Resp
 
 async fn inspect(State(shared): State<Arc<Shared>>, Path(names): Names) -> Response {
     answer(move || shared.node.inspect(&id(&names)?)).await
+}
+
+async fn set_identity(
+    State(shared): State<Arc<Shared>>,
+    Path(names): Names,
+    request: Request,
+) -> Response {
+    let request: IdentityRequest = match body(request).await {
+        Ok(request) => request,
+        Err(refusal) => return refusal.into_response(),
+    };
+    answer(move || shared.node.set_identity(&id(&names)?, request.identity)).await
+}
+
+async fn policy(State(shared): State<Arc<Shared>>, Path(names): Names) -> Response {
+    answer(move || shared.node.policy(&id(&names)?)).await
+}
+
+async fn set_policy(
+    State(shared): State<Arc<Shared>>,
+    Path(names): Names,
+    request: Request,
+) -> Response {
+    let policy: Policy = match body(request).await {
+        Ok(policy) => policy,
+        Err(refusal) => return refusal.into_response(),
+    };
+    answer(move || shared.node.set_policy(&id(&names)?, &policy)).await
+}
+
+async fn delete_policy(State(shared): State<Arc<Shared>>, Path(names): Names) -> Response {
+    answer(move || Ok(Removal { outcome: shared.node.delete_policy(&id(&names)?)? })).await
+}
+
+async fn ipcache(State(shared): State<Arc<Shared>>) -> Response {
+    answer(move || Ok(shared.node.prefix_identities())).await
+}
+
+async fn set_ipcache(State(shared): State<Arc<Shared>>, request: Request) -> Response {
+    let entries: Vec<PrefixIdentity> = match body(request).await {
+        Ok(entries) => entries,
+        Err(refusal) => return refusal.into_response(),
+    };
+    answer(move || shared.node.set_prefix_identities(&entries)).await
+}
+
+async fn forget_ipcache(State(shared): State<Arc<Shared>>, request: Request) -> Response {
+    let prefixes: Vec<IpNetwork> = match body(request).await {
+        Ok(prefixes) => prefixes,
+        Err(refusal) => return refusal.into_response(),
+    };
+    answer(move || shared.node.forget_prefix_identities(&prefixes)).await
 }
 
 async fn collect(State(shared): State<Arc<Shared>>, request: Request) -> Response {
@@ -516,6 +576,23 @@ mod tests {
             let metrics = client.metrics().unwrap();
             assert!(metrics.contains("podwire_ipam_addresses{pool=\"blue\""), "{metrics}");
             assert_eq!(client.delete_pool("blue").unwrap(), podwire_api::Removed::Removed);
+        });
+    }
+
+    #[test]
+    fn prefixes_and_policies_are_served() {
+        serving(|socket| {
+            let client = podwire_api::Client::new(socket);
+            let entry = PrefixIdentity { prefix: "10.9.0.0/16".parse().unwrap(), identity: 900 };
+            assert_eq!(client.set_ipcache(&[entry]).unwrap().prefixes, 1);
+            assert_eq!(client.ipcache().unwrap(), [entry]);
+            assert_eq!(client.forget_ipcache(&[entry.prefix]).unwrap().prefixes, 1);
+            assert_eq!(client.ipcache().unwrap(), []);
+            let nobody = EndpointId::new("c1", "eth0").unwrap();
+            assert!(client.policy(&nobody).unwrap_err().is_not_found());
+            assert!(client.set_policy(&nobody, &Policy::default()).unwrap_err().is_not_found());
+            assert!(client.delete_policy(&nobody).unwrap_err().is_not_found());
+            assert!(client.set_identity(&nobody, 7).unwrap_err().is_not_found());
         });
     }
 

@@ -1,12 +1,12 @@
 //! What the agent keeps on disk: one file, with the tables of the addresses and its own.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use ipnetwork::IpNetwork;
-use podwire_api::{Endpoint, EndpointId, NodeName, Repair};
+use podwire_api::{Endpoint, EndpointId, NodeName, Policy, Repair};
 use podwire_ipam::durable::{self, Change, FileStore, Ipam, Recovered, Store};
 
 use crate::Error;
@@ -19,6 +19,10 @@ pub(crate) type Records = Ipam<FileStore>;
 /// `<container id>/<ifname>` to the endpoint as JSON, the API's own form: readable with any tool,
 /// and fields can be added without a migration.
 const ENDPOINTS: &str = "endpoints";
+/// `<container id>/<ifname>` to the endpoint's policy as JSON, the API's own form.
+const POLICIES: &str = "policies";
+/// A prefix to the identity that is behind it, in digits. Whatever the boot.
+const IDENTITIES: &str = "identities";
 /// Whose the file is, and what it began its life with.
 const NODE: &str = "node";
 
@@ -37,6 +41,10 @@ pub(crate) struct PodCidrs {
 pub(crate) struct Opened {
     pub(crate) ipam: Records,
     pub(crate) endpoints: Vec<Endpoint>,
+    /// The endpoints' policies, of those that have one.
+    pub(crate) policies: BTreeMap<EndpointId, Policy>,
+    /// Who was said to be behind prefixes.
+    pub(crate) identities: BTreeMap<IpNetwork, u32>,
     /// The prefixes that the last start was given.
     pub(crate) options: PodCidrs,
     /// The pools that are made of blocks.
@@ -88,6 +96,31 @@ pub(crate) fn put(endpoint: &Endpoint) -> Result<Change, Error> {
 /// The change that forgets an endpoint.
 pub(crate) fn remove(id: &EndpointId) -> Change {
     Change::remove(ENDPOINTS, id.to_string())
+}
+
+/// The change that records an endpoint's policy.
+pub(crate) fn put_policy(id: &EndpointId, policy: &Policy) -> Result<Change, Error> {
+    let json = serde_json::to_vec(policy).map_err(|error| Error::Store {
+        operation: "encode a policy",
+        path: PathBuf::new(),
+        source: error.into(),
+    })?;
+    Ok(Change::put(POLICIES, id.to_string(), json))
+}
+
+/// The change that forgets an endpoint's policy.
+pub(crate) fn remove_policy(id: &EndpointId) -> Change {
+    Change::remove(POLICIES, id.to_string())
+}
+
+/// The change that records who is behind a prefix.
+pub(crate) fn put_identity(prefix: IpNetwork, identity: u32) -> Change {
+    Change::put(IDENTITIES, prefix.to_string(), identity.to_string())
+}
+
+/// The change that forgets who is behind a prefix.
+pub(crate) fn remove_identity(prefix: IpNetwork) -> Change {
+    Change::remove(IDENTITIES, prefix.to_string())
 }
 
 /// The changes that record the prefixes that the agent was started with.
@@ -155,6 +188,26 @@ fn open_whole(path: &Path, node: &NodeName, boot_id: &str) -> Result<Opened, Err
             repairs.push(of_another_boot(format!("endpoint {id}"), "record dropped"));
         }
     }
+    let mut policies = BTreeMap::new();
+    for (id, json) in store.load(POLICIES).map_err(of_file(path))? {
+        let id = String::from_utf8_lossy(&id).into_owned();
+        match endpoints.iter().find(|endpoint: &&Endpoint| endpoint.id.to_string() == id) {
+            Some(endpoint) => {
+                let policy = serde_json::from_slice(&json)
+                    .map_err(|error| damaged(format!("policy of {id}: {error}").into()))?;
+                policies.insert(endpoint.id.clone(), policy);
+            }
+            // It went with its endpoint.
+            None => changes.push(Change::remove(POLICIES, id)),
+        }
+    }
+    let mut identities = BTreeMap::new();
+    for (prefix, identity) in read_texts(&mut store, IDENTITIES).map_err(of_file(path))? {
+        let (Ok(network), Ok(number)) = (prefix.parse(), identity.parse()) else {
+            return Err(damaged(format!("identity of {prefix}: {identity}").into()));
+        };
+        identities.insert(network, number);
+    }
     if let Some(found) = value("name")
         && found != node.as_str()
         && !endpoints.is_empty()
@@ -180,7 +233,7 @@ fn open_whole(path: &Path, node: &NodeName, boot_id: &str) -> Result<Opened, Err
         let done = format!("dropped, {} free", lease.addresses);
         repairs.push(of_another_boot(format!("lease of {}", lease.owner), &done));
     }
-    Ok(Opened { ipam, endpoints, options, cluster_pools, repairs, is_new })
+    Ok(Opened { ipam, endpoints, policies, identities, options, cluster_pools, repairs, is_new })
 }
 
 fn read_texts(
@@ -269,6 +322,7 @@ mod tests {
             network: None,
             pod: None,
             interface: podwire_api::Interface::Own,
+            identity: podwire_api::UNMANAGED_IDENTITY,
         }
     }
 

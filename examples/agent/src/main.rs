@@ -101,6 +101,13 @@ struct Options {
     /// How many flows through the host stack are remembered.
     #[arg(long, value_name = "NUMBER", default_value_t = 65_536)]
     flows: u32,
+    /// How many identities and prefixes policies have room for, counted once for each policy that speaks of
+    /// them.
+    #[arg(long, value_name = "NUMBER", default_value_t = 65_536)]
+    policy_rows: u32,
+    /// How many ranges of ports policies have room for; equal ones share it.
+    #[arg(long, value_name = "NUMBER", default_value_t = 65_536)]
+    policy_rules: u32,
     /// How much is logged: off, error, warn, info, debug or trace.
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     log_level: LevelFilter,
@@ -179,6 +186,8 @@ fn config(options: Options) -> Result<Config, String> {
     };
     config.slots = options.slots;
     config.flows = options.flows;
+    config.policy_rows = options.policy_rows;
+    config.policy_rules = options.policy_rules;
     Ok(config)
 }
 

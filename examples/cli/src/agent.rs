@@ -71,7 +71,7 @@ pub(crate) fn pick_by_prefix<'a, T>(
     }
 }
 
-fn pick<'a>(endpoints: &'a [Endpoint], wanted: &str) -> Result<&'a Endpoint, Failure> {
+pub(crate) fn pick<'a>(endpoints: &'a [Endpoint], wanted: &str) -> Result<&'a Endpoint, Failure> {
     let hint = "podwire endpoint list shows them";
     pick_by_prefix(endpoints, wanted, |endpoint| &endpoint.id, "endpoint", hint)
 }
@@ -124,6 +124,7 @@ fn endpoint_table(endpoints: &[Endpoint], now: u64) -> Table {
         .text("IPV6")
         .text("LINK")
         .number("SLOT")
+        .number("IDENTITY")
         .text("DELIVERY")
         .text("AGE");
     for endpoint in endpoints {
@@ -136,6 +137,7 @@ fn endpoint_table(endpoints: &[Endpoint], now: u64) -> Table {
             v6,
             Cell::new(&endpoint.host_link),
             Cell::new(endpoint.slot),
+            Cell::new(endpoint.identity),
             Cell::new(delivery(endpoint.delivery)),
             Cell::new(duration(now.saturating_sub(endpoint.created))),
         ]);
@@ -159,6 +161,7 @@ fn endpoint_text(endpoint: &Endpoint, now: u64) -> String {
         ("Host link", format!("{} (index {})", endpoint.host_link, endpoint.ifindex)),
         ("Host MAC", endpoint.host_mac.to_string()),
         ("Slot", endpoint.slot.to_string()),
+        ("Identity", endpoint.identity.to_string()),
         ("Delivery", delivery(endpoint.delivery).to_owned()),
         ("Age", duration(now.saturating_sub(endpoint.created))),
     ] {
@@ -244,6 +247,7 @@ mod tests {
             network: None,
             pod: Some(PodRef { namespace: "default".into(), name: "web".into(), uid: None }),
             interface: Interface::Own,
+            identity: podwire_api::UNMANAGED_IDENTITY,
         }
     }
 

@@ -8,14 +8,15 @@ use serde_json::{Value, json};
 use crate::failure::Failure;
 use crate::output::Page;
 use crate::table::{BAD, Cell, Table};
-use crate::{BpfCommand, ListCommand, Places, program};
+use crate::{BpfCommand, ListCommand, Places, bpf_policy, program};
 
 pub(crate) fn run(places: &Places, command: &BpfCommand) -> Result<Page, Failure> {
     let tables = open(&places.bpffs)?;
     let failed = |error: podwire_datapath::Error| Failure::of(&error);
     match command {
         BpfCommand::Endpoint(ListCommand::List) => endpoints(&tables.endpoints().map_err(failed)?),
-        BpfCommand::Ipcache(ListCommand::List) => ipcache(&tables.ipcache().map_err(failed)?),
+        BpfCommand::Ipcache(command) => bpf_policy::ipcache(places, &tables, command),
+        BpfCommand::Policy(command) => bpf_policy::run(places, &tables, command),
         BpfCommand::Flow(ListCommand::List) => flows(&tables.flows().map_err(failed)?),
         BpfCommand::Metrics(ListCommand::List) => metrics(&tables.metrics().map_err(failed)?),
         BpfCommand::Prog(ListCommand::List) => program::list(&tables.endpoints().map_err(failed)?),
@@ -76,17 +77,6 @@ fn endpoints(rows: &[podwire_datapath::EndpointRow]) -> Result<Page, Failure> {
     page(json, &table)
 }
 
-fn ipcache(rows: &[podwire_datapath::IpcacheRow]) -> Result<Page, Failure> {
-    let mut table = Table::new().text("PREFIX").number("IDENTITY").number("SLOT");
-    let mut json = Vec::new();
-    for row in rows {
-        let slot = Cell::optional(row.slot);
-        table.row([Cell::new(row.prefix), Cell::new(row.identity), slot]);
-        json.push(json!({"prefix": row.prefix, "identity": row.identity, "slot": row.slot}));
-    }
-    page(json, &table)
-}
-
 fn flows(rows: &[podwire_datapath::FlowRow]) -> Result<Page, Failure> {
     let mut table = Table::new()
         .text("PROTOCOL")
@@ -141,7 +131,7 @@ fn metrics(rows: &[podwire_datapath::MetricRow]) -> Result<Page, Failure> {
     page(json, &table)
 }
 
-fn page(json: Vec<Value>, table: &Table) -> Result<Page, Failure> {
+pub(crate) fn page(json: Vec<Value>, table: &Table) -> Result<Page, Failure> {
     Page::new(&Value::Array(json), table.to_string())
 }
 

@@ -4,11 +4,13 @@
 
 mod agent;
 mod bpf;
+mod bpf_policy;
 mod cleanup;
 mod cni;
 mod failure;
 mod ipam;
 mod output;
+mod policy;
 mod program;
 mod table;
 
@@ -56,6 +58,12 @@ enum Command {
     /// The endpoints, as the agent knows them.
     #[command(subcommand)]
     Endpoint(EndpointCommand),
+    /// What endpoints may send and receive.
+    #[command(subcommand)]
+    Policy(policy::Command),
+    /// Who is behind addresses that no endpoint of the node has.
+    #[command(subcommand)]
+    Ipcache(policy::IpcacheCommand),
     /// The addresses: pools, leases, reservations.
     #[command(subcommand)]
     Ipam(ipam::Command),
@@ -87,6 +95,14 @@ enum EndpointCommand {
         #[arg(value_name = "CONTAINER[/IFNAME]")]
         endpoint: String,
     },
+    /// Says who it is to others: the number that policies know it by.
+    Identity {
+        /// The container's id or the beginning of it, then `/` and the interface if it has several.
+        #[arg(value_name = "CONTAINER[/IFNAME]")]
+        endpoint: String,
+        /// 1 is the node, 2 whoever is not known, 3 a pod that nobody gave an identity.
+        identity: u32,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -96,7 +112,10 @@ enum BpfCommand {
     Endpoint(ListCommand),
     /// Addresses and who has them.
     #[command(subcommand)]
-    Ipcache(ListCommand),
+    Ipcache(bpf_policy::IpcacheCommand),
+    /// What endpoints may send and receive.
+    #[command(subcommand)]
+    Policy(bpf_policy::Command),
     /// Flows that go through the host stack.
     #[command(subcommand)]
     Flow(ListCommand),
@@ -138,6 +157,11 @@ fn run(cli: &Cli) -> Result<Page, Failure> {
         Command::Status => agent::status(places),
         Command::Endpoint(EndpointCommand::List) => agent::endpoints(places),
         Command::Endpoint(EndpointCommand::Show { endpoint }) => agent::endpoint(places, endpoint),
+        Command::Endpoint(EndpointCommand::Identity { endpoint, identity }) => {
+            policy::identify(places, endpoint, *identity)
+        }
+        Command::Policy(command) => policy::run(places, command),
+        Command::Ipcache(command) => policy::ipcache(places, command),
         Command::Ipam(command) => ipam::run(places, command),
         Command::Metrics => agent::metrics(places),
         Command::Bpf(command) => bpf::run(places, command),
