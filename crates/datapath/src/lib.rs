@@ -20,6 +20,7 @@ pub use flows::{
     FlowDirection, FlowFilter, FlowPath, FlowRow, FlowState, Sweep, Timeout, Timeouts,
 };
 pub use podwire_abi as abi;
+pub use podwire_abi::{FlowEvent, map};
 pub use podwire_bpf::AttachMode;
 pub use tables::{EndpointRow, IpcacheRow, MapRow, MetricRow, Tables};
 
