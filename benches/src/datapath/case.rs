@@ -12,6 +12,7 @@ const SHOT: u32 = 2;
 const REDIRECT: u32 = 7;
 
 const TCP: u8 = 6;
+const SYN: u8 = 2;
 const ACK: u8 = 16;
 
 /// What a program rewrites, which is put back before each repetition.
@@ -47,10 +48,6 @@ pub enum State {
     Stale,
     /// The receiver's host link carries something foreign.
     Egress,
-    /// The host stack carries the flow's other direction.
-    FlowOfStack,
-    /// The host stack carries another flow that the sender has.
-    OtherFlowOfStack,
 }
 
 /// Where a frame is sent or received.
@@ -71,6 +68,8 @@ pub struct Case {
     pub(super) ifindex: u32,
     pub(super) frame: Vec<u8>,
     pub(super) state: State,
+    /// Packets that have been judged before: where, at which interface.
+    pub(super) before: Vec<(Hook, u32, Vec<u8>)>,
     pub(super) restore: Restore,
     pub(super) fate: Reason,
     pub(super) answer: u32,
@@ -87,29 +86,70 @@ pub fn cases(node: &Node) -> Vec<Case> {
     let mut cases = Vec::new();
     for family in [Family::V4, Family::V6] {
         let to_b = tcp(a.to_gateway(), family.port(a, 40000), family.port(b, 80));
-        let forward = Case::forwarded(node, family, "pod_to_pod/forward", to_b.clone());
-        cases.push(forward.clone());
+        let opened = handshake(node, family);
+        let established = Case {
+            before: opened.clone(),
+            ..Case::forwarded(node, family, "pod_to_pod/established", to_b.clone())
+        };
+        cases.push(established.clone());
+        let back = tcp(b.to_gateway(), family.port(b, 80), family.port(a, 40000));
+        let mut after = relinked(&back, a.delivered());
+        limit_hops(&mut after, 63);
+        cases.push(Case {
+            name: family.name("pod_to_pod/reply"),
+            ifindex: b.ifindex,
+            frame: back,
+            after,
+            sent_at: Place::PodB,
+            lands: Some(Place::PodA),
+            ..established.clone()
+        });
         let (from, to) = (family.socket(a, 40000), family.socket(b, 53));
         let datagram = a.to_gateway().udp(from, to, &[0x5a; 64]);
-        cases.push(Case::forwarded(node, family, "pod_to_pod/forward_udp", datagram));
+        let answer = b.to_gateway().udp(to, from, &[0x5a; 64]);
         cases.push(Case {
-            name: family.name("pod_to_pod/forward_to_egress"),
+            before: vec![
+                (Hook::FromContainer, a.ifindex, datagram.clone()),
+                (Hook::FromContainer, b.ifindex, answer),
+            ],
+            ..Case::forwarded(node, family, "pod_to_pod/established_udp", datagram.clone())
+        });
+        cases.push(Case::forwarded(node, family, "pod_to_pod/one_sided_udp", datagram));
+        cases.push(Case {
+            name: family.name("pod_to_pod/established_to_egress"),
             state: State::Egress,
             fate: Reason::DeliveredToEgress,
-            ..forward
-        });
-        cases.push(Case {
-            name: family.name("pod_to_pod/forward_beside_stack_flow"),
-            state: State::OtherFlowOfStack,
-            ..Case::forwarded(node, family, "", to_b.clone())
+            ..established
         });
         let outside = tcp(a.to_gateway(), family.port(a, 40000), (family.outside(), 80));
-        cases.push(Case::to_stack(node, family, "pod_to_host/route", outside, Reason::ToStack));
-        let by_flow = tcp(a.to_gateway(), family.port(a, 40000), family.port(b, 80));
+        let answer = tcp(
+            Link { from: HOST_MAC, to: HOST_MAC },
+            (family.outside(), 80),
+            family.port(a, 40000),
+        );
+        cases.push(Case {
+            before: vec![
+                (Hook::FromContainer, a.ifindex, outside.clone()),
+                (Hook::FromHost, node.router_link(), answer.clone()),
+                (Hook::FromContainer, a.ifindex, outside.clone()),
+            ],
+            ..Case::to_stack(node, family, "pod_to_host/established", outside, Reason::ToStack)
+        });
         if family == Family::V4 {
+            let link = Link { from: HOST_MAC, to: HOST_MAC };
+            let from_stack = tcp(link, family.port(b, 80), family.port(a, 40000));
             cases.push(Case {
-                state: State::FlowOfStack,
-                ..Case::to_stack(node, family, "pod_to_host/flow", by_flow, Reason::ToStackByFlow)
+                before: vec![
+                    (Hook::FromHost, node.router_link(), from_stack.clone()),
+                    (Hook::FromContainer, a.ifindex, to_b.clone()),
+                ],
+                ..Case::to_stack(
+                    node,
+                    family,
+                    "pod_to_host/flow",
+                    to_b.clone(),
+                    Reason::ToStackByFlow,
+                )
             });
         }
         let mut last = to_b;
@@ -188,6 +228,7 @@ impl Case {
             ifindex: node.a.ifindex,
             frame,
             state: State::Plain,
+            before: Vec::new(),
             restore: family.restore(),
             fate: Reason::Delivered,
             answer: REDIRECT,
@@ -243,6 +284,7 @@ impl Case {
             hook: Hook::FromContainer,
             ifindex: node.a.ifindex,
             state: State::Plain,
+            before: Vec::new(),
             restore: Restore::Nothing,
             fate,
             answer: SHOT,
@@ -360,6 +402,25 @@ fn drops(node: &Node) -> Vec<Case> {
         by_name(Reason::UnknownFragment, later_fragment(a, b)),
         by_name(Reason::ExtensionHeaders, link.ip(from6.0, to6.0, 60, &chain)),
     ]
+}
+
+/// The packets that open the connection from port 40000 of pod a to port 80 of pod b.
+fn handshake(node: &Node, family: Family) -> Vec<(Hook, u32, Vec<u8>)> {
+    let (a, b) = (&node.a, &node.b);
+    let there = |flags| {
+        let mut frame = tcp(a.to_gateway(), family.port(a, 40000), family.port(b, 80));
+        set_tcp_flags(&mut frame, flags);
+        (Hook::FromContainer, a.ifindex, frame)
+    };
+    let mut answer = tcp(b.to_gateway(), family.port(b, 80), family.port(a, 40000));
+    set_tcp_flags(&mut answer, SYN | ACK);
+    vec![there(SYN), (Hook::FromContainer, b.ifindex, answer), there(ACK)]
+}
+
+/// Of a frame that [`tcp`] made.
+fn set_tcp_flags(frame: &mut [u8], flags: u8) {
+    let place = frame.len() - 7;
+    frame[place] = flags;
 }
 
 /// A TCP acknowledgement without data or options (RFC 9293), its checksum left at zero, which no

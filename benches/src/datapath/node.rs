@@ -10,7 +10,7 @@ use podwire_bpf::{
 };
 use podwire_datapath::{
     Attach, By, Datapath, Delivery, EndpointConfig, Interface, MetricRow, NodeSetup, Options,
-    abi::{Address, FlowEntry, FlowKey, Hook, IpcacheEntry, Mac, NodeConfig, map, program},
+    abi::{Address, Flow, FlowKey, Hook, IpcacheEntry, Mac, NodeConfig, Pending, map, program},
 };
 use podwire_lab::{
     Host, Pod as PodNetns, interface,
@@ -18,7 +18,7 @@ use podwire_lab::{
 };
 use podwire_netlink::{AdminState, Birth, IfName, LinkChange, LinkId, Netlink, NewLink};
 
-use super::case::{Case, Place, State, tcp};
+use super::case::{Case, Place, State};
 use crate::{
     error::{Error, Result},
     lookup::OBJECT,
@@ -197,8 +197,9 @@ impl Node {
     /// or the frame that it left behind is wrong.
     pub fn measure(&self, case: &Case, repetitions: u64) -> Result<Duration> {
         self.enter(case.state)?;
-        let measured = self.measure_in_state(case, repetitions);
+        let measured = self.prepare(case).and_then(|()| self.measure_in_state(case, repetitions));
         self.leave(case.state)?;
+        self.forget_flows()?;
         measured
     }
 
@@ -261,8 +262,9 @@ impl Node {
     pub fn check_path(&self, case: &Case) -> Result<()> {
         let Some(lands) = case.lands else { return Ok(()) };
         self.enter(case.state)?;
-        let checked = self.send_and_receive(case, lands);
+        let checked = self.prepare(case).and_then(|()| self.send_and_receive(case, lands));
         self.leave(case.state)?;
+        self.forget_flows()?;
         checked
     }
 
@@ -313,8 +315,6 @@ impl Node {
                 ipcache.insert(&key, &IpcacheEntry { generation: 0, ..entry })?;
             }
             State::Egress => self.datapath.set_delivery(self.b.ifindex, Delivery::Egress)?,
-            State::FlowOfStack => self.to_a_through_stack(80)?,
-            State::OtherFlowOfStack => self.to_a_through_stack(81)?,
         }
         Ok(())
     }
@@ -329,22 +329,21 @@ impl Node {
                 ipcache.insert(&IpAddr::from(self.b.v4).into(), &v6)?;
             }
             State::Egress => self.datapath.set_delivery(self.b.ifindex, Delivery::Peer)?,
-            State::FlowOfStack | State::OtherFlowOfStack => {
-                open::<LruHashMap<FlowKey, FlowEntry>>(map::FLOWS)?.drain()?;
-                let senders = open::<Array<u32>>(map::FLOW_SENDERS)?;
-                for slot in 0..senders.len() {
-                    senders.set(slot, &0)?;
-                }
-            }
         }
         Ok(())
     }
 
-    /// A packet from this port of pod b to pod a comes out of the stack.
-    fn to_a_through_stack(&self, port: u16) -> Result<()> {
-        let link = Link { from: HOST_MAC, to: HOST_MAC };
-        let packet = tcp(link, (self.b.v4.into(), port), (self.a.v4.into(), 40000));
-        self.judge_once(Hook::FromHost, self.setup.net_ifindex, &packet)
+    /// Has the packets judged that come before the case's own.
+    fn prepare(&self, case: &Case) -> Result<()> {
+        case.before
+            .iter()
+            .try_for_each(|(hook, ifindex, frame)| self.judge_once(*hook, *ifindex, frame))
+    }
+
+    fn forget_flows(&self) -> Result<()> {
+        open::<HashMap<FlowKey, Flow>>(map::FLOWS)?.drain()?;
+        open::<LruHashMap<FlowKey, Pending>>(map::PENDING)?.drain()?;
+        Ok(())
     }
 
     fn judge_once(&self, hook: Hook, ifindex: u32, frame: &[u8]) -> Result<()> {

@@ -188,19 +188,34 @@ impl core::fmt::Debug for Verdict {
     }
 }
 
-/// What a direction of a TCP connection has shown so far; its own in the lower byte of
-/// [`Flow::tcp`], the other direction's in the upper one.
+/// What a direction of a TCP connection has shown so far, in the header's own bits (RFC 9293, 3.1); its own
+/// in the lower byte of [`Flow::tcp`], the other direction's in the upper one.
 pub mod tcp_seen {
-    /// A SYN.
-    pub const SYN: u32 = 1;
-    /// An acknowledgement with neither SYN, FIN nor RST.
-    pub const ACK: u32 = 2;
     /// A FIN.
-    pub const FIN: u32 = 4;
+    pub const FIN: u32 = 1;
+    /// A SYN.
+    pub const SYN: u32 = 2;
     /// A RST.
-    pub const RST: u32 = 8;
+    pub const RST: u32 = 4;
+    /// An acknowledgement with neither SYN, FIN nor RST.
+    pub const ACK: u32 = 16;
     /// Shifts what the other direction has shown.
     pub const PEER: u32 = 8;
+
+    /// What a packet with these flags shows.
+    #[must_use]
+    #[inline(always)]
+    pub const fn shown(flags: u8) -> u32 {
+        let flags = flags as u32;
+        if flags & (SYN | FIN | RST) != 0 { flags & (SYN | FIN | RST) } else { flags & ACK }
+    }
+
+    /// The same, seen from the other direction.
+    #[must_use]
+    #[inline(always)]
+    pub const fn turned(tcp: u32) -> u32 {
+        tcp >> PEER & 0xff | (tcp & 0xff) << PEER
+    }
 }
 
 /// One direction of a flow that both sides have spoken in.

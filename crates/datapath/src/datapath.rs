@@ -428,16 +428,19 @@ impl Datapath {
     /// Removes the addresses that lead to the slot first, then the slot, which is found by the link
     /// until the end: after a failure it can be repeated.
     fn erase(&self, writer: &mut Writer, ifindex: u32, number: u32) -> Result<()> {
-        let slot = self.tables.slots.get(number)?;
-        self.tables.change_remotes(&addresses_of(&slot), || {
-            self.tables.slots.set(number, &Slot { changed: CHANGING, ..slot })?;
-            self.remove_addresses(number, &slot)?;
-            let generation = empty_generation(slot.generation);
-            let empty = Slot { generation, changed: CHANGING, ..Slot::default() };
-            self.tables.slots.set(number, &empty)?;
-            self.tables.links.remove(&ifindex)?;
-            Ok(())
-        })?;
+        let tables = &self.tables;
+        let ticket = tables.next_ticket()?;
+        let slot = tables.slots.get(number)?;
+        let addresses = addresses_of(&slot);
+        tables.mark_remotes(&addresses, CHANGING)?;
+        tables.slots.set(number, &Slot { changed: CHANGING, ..slot })?;
+        self.remove_addresses(number, &slot)?;
+        let generation = empty_generation(slot.generation);
+        let empty = Slot { generation, changed: CHANGING, born: ticket, ..Slot::default() };
+        tables.slots.set(number, &empty)?;
+        tables.links.remove(&ifindex)?;
+        tables.mark_remotes(&addresses, ticket)?;
+        tables.raise(ticket)?;
         writer.free.give_back(number);
         Ok(())
     }

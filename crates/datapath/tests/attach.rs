@@ -5,11 +5,9 @@
 mod node;
 
 use node::{Node, on_node};
-use podwire_bpf::{Array, Direction, IfIndex, Removal, tcx_programs};
+use podwire_bpf::{Direction, IfIndex, Removal, tcx_programs};
 use podwire_datapath::{
-    Attach, AttachMode, Attached, By, Datapath, EndpointConfig, Options,
-    abi::{Reason, map},
-    is_own_filter,
+    Attach, AttachMode, Attached, By, Datapath, EndpointConfig, Options, abi::Reason, is_own_filter,
 };
 use podwire_lab::probe::frame::Link;
 use podwire_netlink::{IfName, Netlink, tc};
@@ -180,35 +178,20 @@ fn endpoints_leave_no_rows_and_slots_change_generation() {
 
 #[test]
 #[ignore = "needs root: loads programs in a namespace of its own"]
-fn who_sends_flows_of_the_stack_is_noted_and_forgotten_with_the_endpoint() {
+fn what_is_known_of_flows_outlives_a_change_and_ends_with_the_endpoint() {
     on_node(|node| {
         let (a, b) = (node.a, node.b);
         let stack = Link { from: node::HOST_MAC, to: node::HOST_MAC };
-        let folder = "/sys/fs/bpf/podwire/maps";
-        let senders = Array::<u32>::open(format!("{folder}/{}", map::FLOW_SENDERS)).unwrap();
-        let noted = || senders.values().unwrap().into_iter().filter(|&known| known != 0).count();
-        assert_eq!(noted(), 0);
         let packet = node::tcp(stack, (a.v4.into(), 40000), (b.v4.into(), 80), node::SYN);
-        assert_eq!(node.stack_sends(&packet).reason, Reason::Delivered);
-        assert_eq!(noted(), 1);
         let reply = node::tcp(b.to_gateway(), (b.v4.into(), 80), (a.v4.into(), 40000), node::ACK);
+        assert_eq!(node.stack_sends(&packet).reason, Reason::Delivered);
         assert_eq!(node.pod_sends(&b, &reply).reason, Reason::ToStackByFlow);
-
-        // An agent of an earlier version has noted nothing.
-        let place = (0..).zip(senders.values().unwrap()).find(|(_, known)| *known != 0).unwrap().0;
-        senders.set(place, &0).unwrap();
-        assert_eq!(node.pod_sends(&b, &reply).reason, Reason::Delivered);
-        let again = Datapath::open(&Options::new("/sys/fs/bpf/podwire")).unwrap();
-        assert_eq!(noted(), 1);
-        drop(again);
-        assert_eq!(node.pod_sends(&b, &reply).reason, Reason::ToStackByFlow);
-
-        // A change of the endpoint keeps it, another endpoint does not take it over.
+        drop(Datapath::open(&Options::new(BPFFS)).unwrap());
         node.add("pwb", &b);
-        assert_eq!(noted(), 1);
+        assert_eq!(node.pod_sends(&b, &reply).reason, Reason::ToStackByFlow);
         node.datapath.remove_endpoint("pwb", b.ifindex).unwrap();
         node.add("pwb", &b);
-        assert_eq!(noted(), 0);
+        assert_eq!(node.pod_sends(&b, &reply).reason, Reason::Delivered, "another endpoint");
     });
 }
 

@@ -1,100 +1,669 @@
-//! Stack symmetry: a flow goes through the host stack in both directions or in none.
+//! Flows: what is remembered of conversations, and how their packets are judged.
 //!
-//! The host may translate a connection (port mappings, kube-proxy): pod A speaks to a node port,
-//! the stack makes pod B the destination. B's replies are addressed to A, on the same node, and
-//! would go there straight, past the stack that must translate them back. So a packet from one
-//! local endpoint that comes out of the stack leaves an entry for the other direction, and that
-//! direction then goes to the stack.
+//! A packet of a known flow costs one lookup ([`judge`]). Everything else is decided by [`decide`]: who
+//! is at the other end, in which direction the conversation began, whether policy allows it, and whether
+//! it goes by the host stack. That is written down, with the node's ticket of before the first lookup, and
+//! believed until one of the things it rests on is marked with a later one.
+//!
+//! A flow goes through the host stack in both directions or in none: the stack may translate it (port
+//! mappings, kube-proxy), and must see the replies. So the reply of what came out of it goes back into it.
 
-use aya_ebpf::{helpers::bpf_jiffies64, programs::TcContext};
-use podwire_abi::{FlowEntry, FlowKey, IpcacheEntry, Protocol};
-
-use crate::{
-    maps::{FLOW_SENDERS, FLOWS, IPCACHE},
-    packet::{Fragment, Kind, Packet},
+use aya_ebpf::{btf_maps::lpm_trie::Key, programs::TcContext};
+use podwire_abi::{
+    Address, Flow, FlowEvent, FlowKey, IpcacheEntry, NodeState, Pending, PortRule, Protocol,
+    Reason, Slot, Verdict, direction, identity, recent, remote_place, slot_flag, tcp_seen,
+    verdict_flag,
 };
 
-/// Whether a packet that a pod sends belongs to a flow that the stack carries.
-///
-/// A packet that opens a flow is judged in its own direction: what an earlier flow with the same
-/// ports left behind is forgotten. UDP has no such packet; there, a flow whose other direction is
-/// the stack's is the stack's too, which is always right, if slower.
-#[inline(always)]
-pub fn belongs_to_stack(ctx: &TcContext, packet: &Packet) -> bool {
-    match packet.kind {
-        Kind::Opens => {
-            // Not being there is the normal case.
-            let _ = FLOWS.remove(packet.key);
-            let _ = FLOWS.remove(packet.key.reversed());
-            false
+use crate::{
+    maps::{
+        FLOW_EVENTS, FLOWS, IPCACHE, PENDING, PREFIXES, REMOTES, SCRATCH, SLOTS, STATE, Scratch,
+    },
+    packet::{self, Kind, Packet},
+    policy,
+    verdict::{self, Drop},
+};
+
+/// A packet, and the endpoint that sends or receives it.
+pub struct Question {
+    pub key: FlowKey,
+    /// The packet's length, Ethernet header included.
+    pub len: u32,
+    /// The endpoint's own address.
+    pub local: Address,
+    pub kind: Kind,
+    /// Of `tcp_seen`.
+    pub shown: u32,
+}
+
+impl Question {
+    /// About what the endpoint in a slot sends.
+    #[inline(always)]
+    pub fn sent(ctx: &TcContext, packet: &Packet, slot: u32) -> Self {
+        Self {
+            key: FlowKey {
+                endpoint: slot as u16,
+                protocol: packet.protocol,
+                direction: direction::SENT,
+                local_port: packet.source_port,
+                peer_port: packet.destination_port,
+                peer: packet.destination,
+            },
+            len: ctx.len(),
+            local: packet.source,
+            kind: packet.kind,
+            shown: packet.shown,
         }
-        Kind::Error => packet.quoted_flow(ctx).is_some_and(|key| applies(ctx, &key)),
-        Kind::Within if packet.key.protocol == Protocol::UDP => {
-            applies(ctx, &packet.key) || is_known(&packet.key.reversed())
+    }
+
+    /// About what the host stack hands to the endpoint in a slot.
+    #[inline(always)]
+    pub fn received(ctx: &TcContext, packet: &Packet, slot: u32) -> Self {
+        Self {
+            key: FlowKey {
+                endpoint: slot as u16,
+                protocol: packet.protocol,
+                direction: direction::RECEIVED,
+                local_port: packet.destination_port,
+                peer_port: packet.source_port,
+                peer: packet.source,
+            },
+            len: ctx.len(),
+            local: packet.destination,
+            kind: packet.kind,
+            shown: packet.shown,
         }
-        Kind::Within => applies(ctx, &packet.key),
     }
 }
 
-/// Whether the table may hold a flow that one of these endpoints sends. Most endpoints never have one,
-/// and their packets need not look for it.
+/// What is to become of the packet: by its flow, if that is known, or decided anew.
 #[inline(always)]
-pub fn may_be_known(sender: u32, receiver: u32) -> bool {
-    is_flow_sender(sender) || is_flow_sender(receiver)
-}
-
-#[inline(always)]
-fn is_flow_sender(slot: u32) -> bool {
-    FLOW_SENDERS.get(slot).is_some_and(|&known| known != 0)
-}
-
-/// Notes that a packet to a pod came out of the stack, if it is another local pod's. `receiver` is the
-/// slot of the pod, which sends the flow that is noted.
-#[inline(always)]
-pub fn came_from_stack(packet: &Packet, receiver: u32) {
-    if packet.kind == Kind::Error || matches!(packet.fragment, Fragment::Later(_)) {
-        return;
+pub fn judge(
+    ctx: &TcContext,
+    packet: &Packet,
+    question: &Question,
+    own: &Slot,
+) -> Result<Verdict, Drop> {
+    if matches!(question.kind, Kind::Within | Kind::Echo)
+        && let Some(flow) = FLOWS.get_ptr_mut(&question.key)
+        && let Some(state) = STATE.get(0)
+    {
+        // SAFETY: one aligned word of a live map value, read once.
+        let verdict = unsafe { (&raw const (*flow).verdict).read_volatile() };
+        if is_believed(verdict, &question.key, own, state)
+            && !(question.kind == Kind::Echo && verdict.has(verdict_flag::REPLY))
+        {
+            count(flow, question.len, state);
+            // SAFETY: one aligned word of a live map value.
+            if question.shown & !unsafe { (*flow).tcp } != 0 {
+                note(question);
+            }
+            return Ok(verdict);
+        }
     }
-    // SAFETY: read at once.
-    let sender = unsafe { IPCACHE.get(packet.key.source) };
-    if !sender.is_some_and(|entry| entry.slot != IpcacheEntry::NO_SLOT) {
-        return;
-    }
-    // Before the entry is there, so that no packet misses it.
-    if let Some(known) = FLOW_SENDERS.get_ptr_mut(receiver) {
-        // SAFETY: one aligned word, to which programs write nothing else.
-        unsafe { known.write_volatile(1) };
-    }
-    let key = packet.key.reversed();
-    // SAFETY: a helper call without arguments.
-    let now = unsafe { bpf_jiffies64() };
-    if let Some(entry) = FLOWS.get_ptr_mut(key) {
-        // SAFETY: one aligned word; whichever CPU writes last is right.
-        unsafe { (*entry).seen = now };
+    let word = if question.kind == Kind::Error {
+        let mut quoted = question.key;
+        let about =
+            if packet::quoted_flow(ctx, packet.transport as u64, &mut quoted, &question.local) != 0
+            {
+                ABOUT_A_FLOW
+            } else {
+                ABOUT_NOTHING
+            };
+        decide(question, &quoted, about)
     } else {
-        // A full LRU table makes room by itself.
-        let _ = FLOWS.insert(key, FlowEntry { packets: 0, bytes: 0, seen: now }, 0);
+        decide(question, &question.key, ABOUT_ITSELF)
+    };
+    match word {
+        number @ 0..256 => Err(Drop(verdict::reason(number as u8))),
+        word => Ok(Verdict(word)),
+    }
+}
+
+/// Whether nothing that the verdict rests on has changed since.
+#[inline(always)]
+fn is_believed(verdict: Verdict, key: &FlowKey, own: &Slot, state: &NodeState) -> bool {
+    let stamp = verdict.stamp();
+    if verdict.tag() != key.tag() || stamp < latest(&own.changed) || stamp < latest(&state.changed)
+    {
+        return false;
+    }
+    if verdict.has(verdict_flag::LOCAL_PEER) {
+        return SLOTS.get(verdict.peer_slot()).is_some_and(|peer| stamp >= latest(&peer.changed));
+    }
+    REMOTES.get(remote_place(&key.peer)).is_some_and(|changed| stamp >= latest(changed))
+}
+
+#[inline(always)]
+fn latest(ticket: &u64) -> u64 {
+    // SAFETY: an aligned word of a live map value, which user space writes.
+    unsafe { (&raw const *ticket).read_volatile() }
+}
+
+/// Whether what is known of a flow is of the endpoints that are there now.
+#[inline(always)]
+fn is_bound(verdict: Verdict, key: &FlowKey, own: &Slot) -> bool {
+    verdict.tag() == key.tag()
+        && verdict.stamp() >= own.born
+        && (!verdict.has(verdict_flag::LOCAL_PEER)
+            || SLOTS.get(verdict.peer_slot()).is_some_and(|peer| verdict.stamp() >= peer.born))
+}
+
+/// Who is at the other end.
+struct Peer {
+    identity: u32,
+    cidr: u32,
+    number: u32,
+    slot: Option<&'static Slot>,
+}
+
+impl Peer {
+    /// Whole addresses first, then prefixes.
+    #[inline(always)]
+    fn find(address: &Address) -> Result<Self, Drop> {
+        // SAFETY: entries are plain numbers, and what they name is checked.
+        if let Some(entry) = unsafe { IPCACHE.get(address) } {
+            let mut peer =
+                Self { identity: entry.identity, cidr: entry.cidr, number: entry.slot, slot: None };
+            if entry.slot != IpcacheEntry::NO_SLOT {
+                match SLOTS.get(entry.slot) {
+                    Some(slot) if slot.generation == entry.generation && slot.owns(address) => {
+                        peer.slot = Some(slot);
+                    }
+                    _ => return Err(Drop(Reason::StaleEndpoint)),
+                }
+            }
+            return Ok(peer);
+        }
+        let (identity, cidr) = match PREFIXES.get(&Key::new(128, *address)) {
+            Some(entry) => (entry.identity, entry.cidr),
+            None => (identity::WORLD, 0),
+        };
+        Ok(Self { identity, cidr, number: IpcacheEntry::NO_SLOT, slot: None })
+    }
+}
+
+/// What is remembered of a packet's flow: an entry in one of the tables, or in none.
+#[derive(Clone, Copy)]
+struct Known {
+    flow: *mut Flow,
+    pending: *mut Pending,
+    under: Under,
+}
+
+impl Known {
+    const NOTHING: Self =
+        Self { flow: core::ptr::null_mut(), pending: core::ptr::null_mut(), under: Under::Own };
+
+    #[inline(always)]
+    const fn pending(pending: *mut Pending, under: Under) -> Self {
+        Self { pending, under, ..Self::NOTHING }
+    }
+
+    #[inline(always)]
+    fn is_nothing(&self) -> bool {
+        self.flow.is_null() && self.pending.is_null()
+    }
+}
+
+/// Under which key a flow is pending: that of the direction that began it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Under {
+    /// The packet's own.
+    Own,
+    /// The other direction at the same endpoint.
+    Turned,
+    /// That at the other endpoint.
+    Mirrored,
+}
+
+/// What flow a packet is about: its own, for an ICMP error that of the packet it quotes, or none.
+const ABOUT_ITSELF: u64 = 0;
+const ABOUT_A_FLOW: u64 = 1;
+const ABOUT_NOTHING: u64 = 2;
+
+/// Decides anew: the verdict's word, or a reason to drop, which is less than 256. `key` is that of the flow
+/// that the packet is about.
+///
+/// A global function to the kernel, which verifies it once and by itself, and not with all that leads to it.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn decide(question: *const Question, key: *const FlowKey, about: u64) -> u64 {
+    // SAFETY: the only caller has them on its stack; the kernel does not know that they are never null.
+    let (Some(question), Some(key)) = (unsafe { question.as_ref() }, unsafe { key.as_ref() })
+    else {
+        return Reason::Unchangeable as u64;
+    };
+    match try_decide(question, key, about) {
+        Ok(verdict) => verdict.0,
+        Err(Drop(reason)) => reason as u64,
     }
 }
 
 #[inline(always)]
-fn applies(ctx: &TcContext, key: &FlowKey) -> bool {
-    let Some(entry) = FLOWS.get_ptr_mut(key) else { return false };
-    // SAFETY: the counters are aligned words of a live map value, added to atomically.
+fn try_decide<'q>(
+    question: &'q Question,
+    mut key: &'q FlowKey,
+    about: u64,
+) -> Result<Verdict, Drop> {
+    event(FlowEvent::Judged);
+    let (Some(state), Some(own)) = (STATE.get(0), SLOTS.get(question.key.endpoint.into())) else {
+        return Err(Drop(Reason::StaleEndpoint));
+    };
+    // Before the first lookup.
+    let stamp = latest(&state.ticket);
+    let is_sent = question.key.direction == direction::SENT;
+    // An error is judged as a packet of the flow that it is about.
+    let mut peer = Peer::find(&key.peer)?;
+    let known = if about == ABOUT_NOTHING || question.kind == Kind::Syn {
+        Known::NOTHING
+    } else {
+        find(key, question, own, &peer)
+    };
+    if about == ABOUT_A_FLOW && known.is_nothing() {
+        key = &question.key;
+        peer = Peer::find(&key.peer)?;
+    }
+    let mut is_reply = known.under != Under::Own;
+    let mut is_by_flow = is_sent && known.under == Under::Turned;
+    if !known.flow.is_null() {
+        // SAFETY: one aligned word of a live map value.
+        let last = unsafe { (&raw const (*known.flow).verdict).read_volatile() };
+        is_reply = last.has(verdict_flag::REPLY);
+        is_by_flow = last.has(verdict_flag::BY_FLOW);
+    }
+    let mut flags = if is_reply { verdict_flag::REPLY } else { 0 };
+    let mut number = 0;
+    let mut goes_straight = false;
+    if let Some(slot) = peer.slot {
+        flags |= verdict_flag::LOCAL_PEER;
+        number = peer.number;
+        goes_straight = (slot.flags | own.flags) & slot_flag::BY_STACK == 0;
+    }
+    if is_sent {
+        if is_by_flow {
+            flags |= verdict_flag::TO_STACK | verdict_flag::BY_FLOW;
+        } else if !goes_straight {
+            flags |= verdict_flag::TO_STACK;
+        }
+    }
+    check_policy(key, &question.local, is_sent != is_reply, own, &peer)?;
+    let verdict = Verdict::new(stamp, question.key.tag(), flags, number);
+    if question.kind != Kind::Error {
+        remember(question, known, verdict, state);
+    }
+    Ok(verdict)
+}
+
+/// What is remembered of the flow under `key`, which may have begun with the other direction.
+#[inline(always)]
+fn find(key: &FlowKey, question: &Question, own: &Slot, peer: &Peer) -> Known {
+    if let Some(flow) = FLOWS.get_ptr_mut(key) {
+        // SAFETY: one aligned word of a live map value.
+        let verdict = unsafe { (&raw const (*flow).verdict).read_volatile() };
+        if is_bound(verdict, key, own)
+            && !(question.kind == Kind::Echo && verdict.has(verdict_flag::REPLY))
+        {
+            return Known { flow, ..Known::NOTHING };
+        }
+    }
+    if let Some(pending) = pending(key, own) {
+        return Known::pending(pending, Under::Own);
+    }
+    if question.kind == Kind::Echo {
+        return Known::NOTHING;
+    }
+    if let Some(pending) = pending(&key.turned(), own) {
+        return Known::pending(pending, Under::Turned);
+    }
+    if key.direction == direction::SENT
+        && let Some(slot) = peer.slot
+    {
+        let mirrored = key.mirrored(peer.number as u16, question.local);
+        if let Some(pending) = pending(&mirrored, slot) {
+            return Known::pending(pending, Under::Mirrored);
+        }
+    }
+    Known::NOTHING
+}
+
+#[inline(always)]
+fn pending(key: &FlowKey, own: &Slot) -> Option<*mut Pending> {
+    let pending = PENDING.get_ptr_mut(key)?;
+    // SAFETY: one aligned word of a live map value.
+    let verdict = unsafe { (&raw const (*pending).verdict).read_volatile() };
+    is_bound(verdict, key, own).then_some(pending)
+}
+
+/// Policy is asked about the direction that the conversation was opened in, the sender's first.
+#[inline(always)]
+fn check_policy(
+    key: &FlowKey,
+    local: &Address,
+    is_opened_by_endpoint: bool,
+    own: &Slot,
+    peer: &Peer,
+) -> Result<(), Drop> {
+    let port = if is_opened_by_endpoint { key.peer_port } else { key.local_port };
+    let place = PortRule::place(key.protocol, port.get());
+    if is_opened_by_endpoint {
+        if !policy::allows(&own.egress, peer.identity, peer.cidr, place) {
+            return Err(Drop(Reason::EgressDenied));
+        }
+        if let Some(slot) = peer.slot
+            && slot.ingress.flags != 0
+            && !policy::allows(&slot.ingress, own.identity, cidr_of(local), place)
+        {
+            return Err(Drop(Reason::IngressDenied));
+        }
+        return Ok(());
+    }
+    if let Some(slot) = peer.slot
+        && slot.egress.flags != 0
+        && !policy::allows(&slot.egress, own.identity, cidr_of(local), place)
+    {
+        return Err(Drop(Reason::EgressDenied));
+    }
+    // Whoever checks whether a pod is well is on the node.
+    if peer.identity != identity::HOST
+        && !policy::allows(&own.ingress, peer.identity, peer.cidr, place)
+    {
+        return Err(Drop(Reason::IngressDenied));
+    }
+    Ok(())
+}
+
+#[inline(always)]
+fn cidr_of(address: &Address) -> u32 {
+    // SAFETY: a plain number.
+    unsafe { IPCACHE.get(address) }.map_or(0, |entry| entry.cidr)
+}
+
+/// Writes down what was decided, and what the packet says about its flow.
+#[inline(always)]
+fn remember(question: &Question, known: Known, verdict: Verdict, state: &NodeState) {
+    if !known.pending.is_null() {
+        go_on(question, known.pending, known.under, verdict, state);
+    } else if known.flow.is_null() {
+        begin(question, verdict, state);
+    } else {
+        // SAFETY: one aligned word of a live map value.
+        unsafe { (&raw mut (*known.flow).verdict).write_volatile(verdict) };
+        count(known.flow, question.len, state);
+        // SAFETY: as above.
+        if question.shown & !unsafe { (*known.flow).tcp } != 0 {
+            note(question);
+        }
+    }
+}
+
+#[inline(never)]
+fn begin(question: &Question, verdict: Verdict, state: &NodeState) {
+    if question.kind == Kind::Syn
+        && let Some(flow) = FLOWS.get_ptr_mut(&question.key)
+    {
+        // SAFETY: one aligned word of a live map value.
+        let last = unsafe { (&raw const (*flow).verdict).read_volatile() };
+        let _ = FLOWS.remove(other(&question.key, last, question.local));
+        let _ = FLOWS.remove(question.key);
+    }
+    let Some(scratch) = SCRATCH.get_ptr_mut(0) else { return };
+    // SAFETY: this CPU's own memory, which nobody else uses before this program ends.
+    let pending = unsafe { &mut (*scratch).pending };
+    *pending = Pending {
+        verdict,
+        seen: state.seconds,
+        created: state.seconds,
+        tcp: question.shown,
+        reserved: 0,
+        packets: 1,
+        bytes: question.len.into(),
+        reply_packets: 0,
+        reply_bytes: 0,
+    };
+    // A full LRU table makes room by itself.
+    let kept = PENDING.insert(question.key, &*pending, 0);
+    event(if kept.is_ok() { FlowEvent::Began } else { FlowEvent::Unkept });
+}
+
+/// A flow that is not confirmed has one more packet.
+#[inline(never)]
+fn go_on(
+    question: &Question,
+    pending: *mut Pending,
+    under: Under,
+    verdict: Verdict,
+    state: &NodeState,
+) {
+    let is_reply = verdict.has(verdict_flag::REPLY);
+    let shown = if is_reply { question.shown << tcp_seen::PEER } else { question.shown };
+    let len = u64::from(question.len);
+    // SAFETY: aligned words of a live map value; two CPUs that write the time write the same, or nearly,
+    // and the rest is added atomically.
+    let before = unsafe {
+        (*pending).seen = state.seconds;
+        let before = (*pending).tcp;
+        if shown & !before != 0 {
+            atomic_or(&raw mut (*pending).tcp, shown);
+        }
+        if is_reply {
+            atomic_add(&raw mut (*pending).reply_packets, 1);
+            atomic_add(&raw mut (*pending).reply_bytes, len);
+        } else {
+            (&raw mut (*pending).verdict).write_volatile(verdict);
+            atomic_add(&raw mut (*pending).packets, 1);
+            atomic_add(&raw mut (*pending).bytes, len);
+        }
+        before
+    };
+    let is_confirmed = if question.key.protocol == Protocol::TCP {
+        const ENDED: u32 = tcp_seen::FIN | tcp_seen::FIN << tcp_seen::PEER;
+        let others = if is_reply { before & 0xff } else { before >> tcp_seen::PEER };
+        question.shown & tcp_seen::ACK != 0
+            && others & (tcp_seen::SYN | tcp_seen::ACK) != 0
+            && before & ENDED != ENDED
+    } else {
+        is_reply
+    };
+    if is_confirmed {
+        confirm(question, pending, under, verdict);
+    }
+}
+
+/// Both sides have spoken: the flow moves to where nothing is evicted.
+#[inline(always)]
+fn confirm(question: &Question, pending: *mut Pending, under: Under, verdict: Verdict) {
+    let Some(scratch) = SCRATCH.get_ptr_mut(0) else { return };
+    // SAFETY: this CPU's own memory, which nobody else uses before this program ends.
+    let Scratch { there, back, there_key, back_key, .. } = unsafe { &mut *scratch };
+    // SAFETY: a live map value of plain numbers.
+    let sums = unsafe { &*pending };
+    let (verdict_there, verdict_back);
+    if under == Under::Own {
+        *there_key = question.key;
+        *back_key = other(&question.key, verdict, question.local);
+        verdict_there = verdict;
+        verdict_back = back_of(verdict, there_key, back_key);
+    } else {
+        *back_key = question.key;
+        *there_key = if under == Under::Turned {
+            question.key.turned()
+        } else {
+            question.key.mirrored(verdict.peer_slot() as u16, question.local)
+        };
+        verdict_there = sums.verdict;
+        verdict_back = verdict;
+    }
+    *there = Flow {
+        verdict: verdict_there,
+        recent: 0,
+        packets: sums.packets,
+        bytes: sums.bytes,
+        seen: sums.seen,
+        created: sums.created,
+        tcp: sums.tcp,
+        reserved: [0; 3],
+    };
+    *back = Flow {
+        verdict: verdict_back,
+        recent: 0,
+        packets: sums.reply_packets,
+        bytes: sums.reply_bytes,
+        seen: sums.seen,
+        created: sums.created,
+        tcp: tcp_seen::turned(sums.tcp),
+        reserved: [0; 3],
+    };
+    if FLOWS.insert(&*there_key, &*there, 0).is_err() {
+        event(FlowEvent::TableFull);
+    } else if FLOWS.insert(&*back_key, &*back, 0).is_err() {
+        let _ = FLOWS.remove(&*there_key);
+        event(FlowEvent::TableFull);
+    } else {
+        let _ = PENDING.remove(&*there_key);
+        event(FlowEvent::Confirmed);
+    }
+}
+
+/// The verdict on the replies of a flow, which rests on what the flow's own rests on.
+#[inline(always)]
+fn back_of(verdict: Verdict, key: &FlowKey, reply_key: &FlowKey) -> Verdict {
+    let stack = verdict_flag::TO_STACK | verdict_flag::BY_FLOW;
+    let (flags, number) = if key.direction == direction::RECEIVED {
+        // What came out of the stack is answered into it.
+        (verdict.flags() | stack, verdict.peer_slot())
+    } else if reply_key.direction == direction::RECEIVED {
+        (verdict.flags() & !stack, verdict.peer_slot())
+    } else {
+        (verdict.flags() & !stack, u32::from(key.endpoint))
+    };
+    Verdict::new(verdict.stamp(), reply_key.tag(), flags | verdict_flag::REPLY, number)
+}
+
+/// The other direction of a flow, by the verdict on this one.
+#[inline(always)]
+fn other(key: &FlowKey, verdict: Verdict, local: Address) -> FlowKey {
+    let is_straight = key.direction == direction::SENT
+        && verdict.has(verdict_flag::LOCAL_PEER)
+        && !verdict.has(verdict_flag::TO_STACK);
+    if is_straight { key.mirrored(verdict.peer_slot() as u16, local) } else { key.turned() }
+}
+
+/// A TCP packet of a confirmed flow shows what its direction has not shown before. Global as [`decide`] is.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn note(question: *const Question) -> u64 {
+    // SAFETY: as of `decide`.
+    let Some(question) = (unsafe { question.as_ref() }) else { return 0 };
+    let Some(flow) = FLOWS.get_ptr_mut(&question.key) else { return 0 };
+    // SAFETY: aligned words of a live map value; the bits are added atomically.
+    let (verdict, before) = unsafe {
+        atomic_or(&raw mut (*flow).tcp, question.shown);
+        ((&raw const (*flow).verdict).read_volatile(), (*flow).tcp)
+    };
+    let Some(scratch) = SCRATCH.get_ptr_mut(0) else { return 0 };
+    // SAFETY: this CPU's own memory, which nobody else uses before this program ends.
+    let Scratch { pending, back_key: other_key, .. } = unsafe { &mut *scratch };
+    *other_key = other(&question.key, verdict, question.local);
+    let others = FLOWS.get_ptr_mut(&*other_key);
+    if let Some(others) = others {
+        // SAFETY: as above.
+        unsafe { atomic_or(&raw mut (*others).tcp, question.shown << tcp_seen::PEER) };
+    }
+    let is_reset = question.shown & tcp_seen::RST != 0;
+    let is_closed =
+        question.shown & tcp_seen::FIN != 0 && before & tcp_seen::FIN << tcp_seen::PEER != 0;
+    if !is_reset && !is_closed {
+        return 0;
+    }
+    // What is still to come finds the flow among those that may be forgotten.
+    let tcp =
+        if is_reset { tcp_seen::RST } else { tcp_seen::FIN | tcp_seen::FIN << tcp_seen::PEER };
+    // SAFETY: a live map value of plain numbers.
+    let own = unsafe { &*flow };
+    let (recent_packets, recent_bytes) = recent::split(own.recent);
+    let (packets, bytes) = (own.packets + recent_packets, own.bytes + recent_bytes);
+    let (mut other_packets, mut other_bytes, mut other_verdict) = (0, 0, Verdict(0));
+    if let Some(others) = others {
+        // SAFETY: as above.
+        let others = unsafe { &*others };
+        let (recent_packets, recent_bytes) = recent::split(others.recent);
+        other_packets = others.packets + recent_packets;
+        other_bytes = others.bytes + recent_bytes;
+        other_verdict = others.verdict;
+    }
+    let is_reply = verdict.has(verdict_flag::REPLY);
+    *pending = Pending {
+        verdict: if is_reply { other_verdict } else { verdict },
+        seen: own.seen,
+        created: own.created,
+        tcp,
+        reserved: 0,
+        packets: if is_reply { other_packets } else { packets },
+        bytes: if is_reply { other_bytes } else { bytes },
+        reply_packets: if is_reply { packets } else { other_packets },
+        reply_bytes: if is_reply { bytes } else { other_bytes },
+    };
+    let _ = if is_reply {
+        PENDING.insert(&*other_key, &*pending, 0)
+    } else {
+        PENDING.insert(question.key, &*pending, 0)
+    };
+    let _ = FLOWS.remove(&*other_key);
+    let _ = FLOWS.remove(question.key);
+    event(FlowEvent::Ended);
+    0
+}
+
+/// One more packet of a confirmed flow.
+#[inline(always)]
+fn count(flow: *mut Flow, len: u32, state: &NodeState) {
+    // SAFETY: aligned words of a live map value; sums are added to atomically, and two CPUs that write the
+    // time write the same, or nearly.
     unsafe {
-        core::intrinsics::atomic_xadd::<u64, u64, { core::intrinsics::AtomicOrdering::Relaxed }>(
-            &raw mut (*entry).packets,
-            1,
-        );
-        core::intrinsics::atomic_xadd::<u64, u64, { core::intrinsics::AtomicOrdering::Relaxed }>(
-            &raw mut (*entry).bytes,
-            u64::from(ctx.len()),
-        );
+        if (*flow).seen != state.seconds {
+            (*flow).seen = state.seconds;
+        }
+        let word = atomic_add(&raw mut (*flow).recent, recent::one(len.into()));
+        if word >> recent::PACKET_SHIFT >= recent::SPILL {
+            let (packets, bytes) = recent::split(atomic_take(&raw mut (*flow).recent));
+            atomic_add(&raw mut (*flow).packets, packets);
+            atomic_add(&raw mut (*flow).bytes, bytes);
+        }
     }
-    true
 }
 
 #[inline(always)]
-fn is_known(key: &FlowKey) -> bool {
-    FLOWS.get_ptr(key).is_some()
+fn event(event: FlowEvent) {
+    if let Some(counter) = FLOW_EVENTS.get_ptr_mut(event as u32) {
+        // SAFETY: this CPU's own counter; a lost count would be the worst of it.
+        unsafe { *counter += 1 };
+    }
+}
+
+/// # Safety
+/// The word must be an aligned one of a live map value.
+#[inline(always)]
+unsafe fn atomic_add(word: *mut u64, by: u64) -> u64 {
+    use core::intrinsics::{AtomicOrdering::Relaxed, atomic_xadd};
+    // SAFETY: the caller's promise.
+    unsafe { atomic_xadd::<u64, u64, { Relaxed }>(word, by) }
+}
+
+/// # Safety
+/// As of [`atomic_add`].
+#[inline(always)]
+unsafe fn atomic_take(word: *mut u64) -> u64 {
+    use core::intrinsics::{AtomicOrdering::SeqCst, atomic_xchg};
+    // SAFETY: the caller's promise.
+    unsafe { atomic_xchg::<u64, { SeqCst }>(word, 0) }
+}
+
+/// # Safety
+/// As of [`atomic_add`].
+#[inline(always)]
+unsafe fn atomic_or(word: *mut u32, bits: u32) {
+    use core::intrinsics::AtomicOrdering::Relaxed;
+    // SAFETY: the caller's promise.
+    unsafe { core::intrinsics::atomic_or::<u32, u32, { Relaxed }>(word, bits) };
 }

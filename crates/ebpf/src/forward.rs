@@ -6,7 +6,8 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use podwire_abi::{
-    Address, EthernetPair, IpcacheEntry, MARK_DECIDED, NodeConfig, Reason, Slot, slot_flag,
+    Address, EthernetPair, IpcacheEntry, MARK_DECIDED, NodeConfig, Reason, Slot,
+    Verdict as FlowVerdict, slot_flag, verdict_flag,
 };
 
 use crate::{
@@ -47,10 +48,38 @@ pub fn to_stack(ctx: &TcContext, config: &NodeConfig, reason: Reason) -> Outcome
     Ok(Verdict::redirected(action, reason))
 }
 
+/// Where what an endpoint sends goes, by the verdict on it.
+#[inline(always)]
+pub fn send(
+    ctx: &TcContext,
+    packet: &Packet,
+    own: &Slot,
+    config: &NodeConfig,
+    verdict: FlowVerdict,
+) -> Outcome {
+    if verdict.has(verdict_flag::TO_STACK) {
+        if own.flags & slot_flag::BY_STACK != 0 {
+            return Ok(Verdict::next(Reason::PassedToLink));
+        }
+        let by_flow = verdict.has(verdict_flag::BY_FLOW) && verdict.has(verdict_flag::LOCAL_PEER);
+        let reason = if by_flow { Reason::ToStackByFlow } else { Reason::ToStack };
+        return to_stack(ctx, config, reason);
+    }
+    match SLOTS.get(verdict.peer_slot()) {
+        Some(peer) if peer.owns(&packet.destination) => {
+            if packet.hops <= 1 {
+                return to_stack(ctx, config, Reason::ToStackExpired);
+            }
+            deliver_routed(ctx, packet, peer)
+        }
+        _ => Err(Drop(Reason::StaleEndpoint)),
+    }
+}
+
 /// Hands the packet to a pod, after what a router would do to it.
 #[inline(always)]
-pub fn deliver_routed(ctx: &TcContext, packet: &Packet, slot: &Slot) -> Outcome {
-    if packet.key.destination.is_ipv4() {
+fn deliver_routed(ctx: &TcContext, packet: &Packet, slot: &Slot) -> Outcome {
+    if packet.destination.is_ipv4() {
         let header = at::<IPV4_LEN>(ctx, ETH_LEN)?;
         // The TTL is the upper byte of its word, so the checksum grows by 0x0100. A sum of 0xffff carries
         // as well: no header that is not all zeros has that checksum (RFC 1624, 3), which receivers that

@@ -20,13 +20,15 @@ mod forward;
 mod maps;
 mod neighbour;
 mod packet;
+mod policy;
 mod verdict;
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use podwire_abi::{Address, Hook, MARK_DECIDED, NodeConfig, Reason, Slot, slot_flag};
 
 use crate::{
-    packet::{ETH_ARP, ETH_IPV4, ETH_IPV6, Kind, Packet},
+    flow::Question,
+    packet::{ETH_ARP, ETH_IPV4, ETH_IPV6, Packet},
     verdict::{Drop, Outcome, Verdict},
 };
 
@@ -80,7 +82,7 @@ fn judge_from_container(ctx: &TcContext) -> Outcome {
         packet::Ethernet::ToMany => return Err(Drop(Reason::UnsupportedProtocol)),
         packet::Ethernet::ToOther => return Err(Drop(Reason::NotForGateway)),
     }
-    let packet = match ethertype {
+    let mut packet = match ethertype {
         ETH_IPV4 => packet::parse_ipv4(ctx)?,
         ETH_IPV6 => {
             let packet = packet::parse_ipv6(ctx)?;
@@ -93,33 +95,15 @@ fn judge_from_container(ctx: &TcContext) -> Outcome {
         _ => return Err(Drop(Reason::UnsupportedProtocol)),
     };
     check_source(&packet, slot)?;
-    if packet.key.destination.is_multicast() {
+    if packet.destination.is_multicast() {
         return Err(Drop(Reason::Multicast));
     }
-    if packet.key.destination.is_ipv6_link_local() {
+    if packet.destination.is_ipv6_link_local() {
         return Err(Drop(Reason::LinkLocal));
     }
-    if slot.flags & slot_flag::BY_STACK != 0 {
-        return Ok(Verdict::next(Reason::PassedToLink));
-    }
-    let packet = packet.with_ports(ctx)?;
-    let Some(receiver) = forward::holder(&packet.key.destination) else {
-        // The table holds only flows between local endpoints, but for ICMP errors about one.
-        let by_flow = packet.kind == Kind::Error && flow::belongs_to_stack(ctx, &packet);
-        let reason = if by_flow { Reason::ToStackByFlow } else { Reason::ToStack };
-        return forward::to_stack(ctx, config, reason);
-    };
-    if flow::may_be_known(number, receiver.slot) && flow::belongs_to_stack(ctx, &packet) {
-        return forward::to_stack(ctx, config, Reason::ToStackByFlow);
-    }
-    let receiver = forward::endpoint(receiver, &packet.key.destination)?;
-    if receiver.flags & slot_flag::BY_STACK != 0 {
-        return forward::to_stack(ctx, config, Reason::ToStack);
-    }
-    if packet.hops <= 1 {
-        return forward::to_stack(ctx, config, Reason::ToStackExpired);
-    }
-    forward::deliver_routed(ctx, &packet, receiver)
+    packet.read_ports(ctx)?;
+    let verdict = flow::judge(ctx, &packet, &Question::sent(ctx, &packet, number), slot)?;
+    forward::send(ctx, &packet, slot, config, verdict)
 }
 
 /// What a pod sends whose interface is another plugin's: how it finds its neighbours and gateway is that
@@ -131,7 +115,7 @@ fn judge_from_chained(ctx: &TcContext, slot: &Slot) -> Outcome {
         ETH_IPV6 => packet::parse_ipv6(ctx)?,
         _ => return Ok(Verdict::next(Reason::PassedToLink)),
     };
-    let source = &packet.key.source;
+    let source = &packet.source;
     // Before it has an address, and among neighbours, a host speaks otherwise (RFC 2131, RFC 4862).
     let nobody = source.is_unspecified() || source.is_ipv4() && source.ipv4_raw().raw() == 0;
     if !slot.owns(source) && !nobody && !source.is_ipv6_link_local() {
@@ -150,45 +134,47 @@ fn judge_to_container(ctx: &TcContext) -> Outcome {
     if slot.flags & slot_flag::CHAINED != 0 {
         return Ok(Verdict::next(Reason::Passed));
     }
-    let packet = match packet::ethertype(ctx, packet::ethernet(ctx)?)? {
+    let mut packet = match packet::ethertype(ctx, packet::ethernet(ctx)?)? {
         ETH_IPV4 => packet::parse_ipv4(ctx)?,
         ETH_IPV6 => packet::parse_ipv6(ctx)?,
         ETH_ARP => return Ok(Verdict::next(Reason::Passed)),
         _ => return Err(Drop(Reason::UnsupportedProtocol)),
     };
-    if packet.key.destination.is_multicast() {
+    if packet.destination.is_multicast() {
         return Err(Drop(Reason::Multicast));
     }
-    if !slot.owns(&packet.key.destination) {
+    if !slot.owns(&packet.destination) {
         return Err(Drop(Reason::UnknownDestination));
     }
-    let packet = packet.with_ports(ctx)?;
-    flow::came_from_stack(&packet, number);
+    if neighbour::is_discovery(ctx, &packet)? {
+        return Ok(Verdict::next(Reason::Passed));
+    }
+    packet.read_ports(ctx)?;
+    flow::judge(ctx, &packet, &Question::received(ctx, &packet, number), slot)?;
     Ok(Verdict::next(Reason::Passed))
 }
 
 #[inline(always)]
 fn judge_from_host(ctx: &TcContext) -> Outcome {
-    let packet = match packet::ethertype(ctx, packet::ethernet(ctx)?)? {
+    let mut packet = match packet::ethertype(ctx, packet::ethernet(ctx)?)? {
         ETH_IPV4 => packet::parse_ipv4(ctx)?,
         ETH_IPV6 => packet::parse_ipv6(ctx)?,
         _ => return Err(Drop(Reason::UnsupportedProtocol)),
     };
-    if packet.key.destination.is_multicast() {
+    if packet.destination.is_multicast() {
         return Err(Drop(Reason::Multicast));
     }
-    let holder =
-        forward::holder(&packet.key.destination).ok_or(Drop(Reason::UnknownDestination))?;
-    let slot = forward::endpoint(holder, &packet.key.destination)?;
-    let packet = packet.with_ports(ctx)?;
-    flow::came_from_stack(&packet, holder.slot);
+    let holder = forward::holder(&packet.destination).ok_or(Drop(Reason::UnknownDestination))?;
+    let slot = forward::endpoint(holder, &packet.destination)?;
+    packet.read_ports(ctx)?;
+    flow::judge(ctx, &packet, &Question::received(ctx, &packet, holder.slot), slot)?;
     forward::deliver_from_stack(ctx, slot)
 }
 
 /// A pod sends from its own addresses only.
 #[inline(always)]
 fn check_source(packet: &Packet, slot: &Slot) -> Result<(), Drop> {
-    if slot.owns(&packet.key.source) { Ok(()) } else { Err(Drop(Reason::SpoofedAddress)) }
+    if slot.owns(&packet.source) { Ok(()) } else { Err(Drop(Reason::SpoofedAddress)) }
 }
 
 /// The endpoint behind the link that the packet is at, and the number of its slot. Most endpoints have the slot that the low bits

@@ -10,7 +10,7 @@ use podwire_abi::{Address, Be32, EthernetPair, NodeConfig, Protocol, Reason, Slo
 use crate::{
     forward, is_router,
     packet::{ETH_LEN, Fragment, IPV6_LEN, Packet, load},
-    verdict::{Drop, Outcome},
+    verdict::{self, Drop, Outcome},
 };
 
 const LISTENER_QUERY: u8 = 130;
@@ -33,7 +33,7 @@ pub fn judge(
     slot: &Slot,
     config: &NodeConfig,
 ) -> Option<Outcome> {
-    if packet.key.protocol != Protocol::ICMPV6 || matches!(packet.fragment, Fragment::Later(_)) {
+    if packet.protocol != Protocol::ICMPV6 || matches!(packet.fragment, Fragment::Later(_)) {
         return None;
     }
     let kind: u8 = match load(ctx, packet.transport) {
@@ -41,9 +41,15 @@ pub fn judge(
         Err(drop) => return Some(Err(drop)),
     };
     match kind {
-        NEIGHBOUR_SOLICITATION => Some(answer(ctx, packet, slot, config)),
+        NEIGHBOUR_SOLICITATION => {
+            // RFC 4861, 7.1.1: hop limit 255 proves that the question is from this link.
+            let is_plain = packet.transport == ETH_LEN + IPV6_LEN
+                && packet.hops == 255
+                && packet.fragment == Fragment::Whole;
+            Some(verdict::of_word(answer(ctx, is_plain.into(), slot, config)))
+        }
         LISTENER_QUERY..=LISTENER_DONE | ROUTER_SOLICITATION | LISTENER_REPORT_V2 => {
-            let allowed = may_speak_on_link(&packet.key.source, slot);
+            let allowed = may_speak_on_link(&packet.source, slot);
             Some(Err(Drop(if allowed { Reason::Multicast } else { Reason::SpoofedAddress })))
         }
         ROUTER_ADVERTISEMENT | NEIGHBOUR_ADVERTISEMENT | REDIRECT => {
@@ -53,11 +59,27 @@ pub fn judge(
     }
 }
 
+/// Whether this is what the host's own stack says to a pod as a neighbour.
+#[inline(always)]
+pub fn is_discovery(ctx: &TcContext, packet: &Packet) -> Result<bool, Drop> {
+    if packet.protocol != Protocol::ICMPV6 || matches!(packet.fragment, Fragment::Later(_)) {
+        return Ok(false);
+    }
+    let kind: u8 = load(ctx, packet.transport)?;
+    Ok(matches!(kind, ROUTER_SOLICITATION..=REDIRECT))
+}
+
 /// Duplicate address detection and listener reports come from `::`, link-local discovery from
 /// `fe80::`.
 #[inline(always)]
 fn may_speak_on_link(source: &Address, slot: &Slot) -> bool {
     slot.owns(source) || source.is_unspecified() || source.is_ipv6_link_local()
+}
+
+/// Kept out of line: the answer is made on the stack, of which programs have little.
+#[inline(never)]
+fn answer(ctx: &TcContext, is_plain: u64, slot: &Slot, config: &NodeConfig) -> u64 {
+    verdict::to_word(try_answer(ctx, is_plain != 0, slot, config))
 }
 
 /// Answers a solicitation for the gateway:
@@ -70,16 +92,16 @@ fn may_speak_on_link(source: &Address, slot: &Slot) -> bool {
 /// |  option: 2    |  length: 1    |    link-layer address (6)     |
 /// ```
 #[inline(always)]
-fn answer(ctx: &TcContext, packet: &Packet, slot: &Slot, config: &NodeConfig) -> Outcome {
+fn try_answer(ctx: &TcContext, is_plain: bool, slot: &Slot, config: &NodeConfig) -> Outcome {
     const SOLICITATION_LEN: usize = 24;
     const ADVERTISEMENT_LEN: usize = 32;
     const ICMP: usize = ETH_LEN + IPV6_LEN;
-    let source = packet.key.source;
+    let source: [u32; 4] = load(ctx, ETH_LEN + 8)?;
+    let source = Address(source.map(Be32::from_raw));
     if !may_speak_on_link(&source, slot) {
         return Err(Drop(Reason::SpoofedAddress));
     }
-    // RFC 4861, 7.1.1: hop limit 255 proves that the question is from this link.
-    if packet.transport != ICMP || packet.hops != 255 || packet.fragment != Fragment::Whole {
+    if !is_plain {
         return Err(Drop(Reason::Malformed));
     }
     let solicitation: [u32; SOLICITATION_LEN / 4] = load(ctx, ICMP)?;

@@ -8,6 +8,7 @@ use core::{arch::asm, mem::offset_of};
 use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use podwire_abi::{
     Address, Be16, Be32, EthernetPair, FlowKey, FragmentKey, FragmentPorts, Protocol, Reason,
+    direction, tcp_seen,
 };
 
 use crate::{maps::FRAGMENTS, verdict::Drop};
@@ -31,10 +32,14 @@ const ICMPV6_ECHO_REPLY: u8 = 129;
 /// IPv6 extension headers that are followed before a packet is given up on.
 const MAX_EXTENSION_HEADERS: usize = 6;
 
-/// An IP packet, as far as its fixed headers go; [`with_ports`](Self::with_ports) reads the rest.
+/// An IP packet, as far as its fixed headers go; [`read_ports`](Self::read_ports) reads the rest.
 #[derive(Clone, Copy)]
 pub struct Packet {
-    pub key: FlowKey,
+    pub source: Address,
+    pub destination: Address,
+    pub source_port: Be16,
+    pub destination_port: Be16,
+    pub protocol: Protocol,
     /// TTL or hop limit.
     pub hops: u8,
     /// Where the transport header begins, counted from the frame's start.
@@ -42,6 +47,8 @@ pub struct Packet {
     pub fragment: Fragment,
     /// What the transport header says about the flow.
     pub kind: Kind,
+    /// What it says of a TCP connection, of `tcp_seen`.
+    pub shown: u32,
 }
 
 /// Which part of a packet this is.
@@ -55,8 +62,10 @@ pub enum Fragment {
 /// What a packet means to its flow.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// It begins one: a SYN without ACK, an echo request.
-    Opens,
+    /// A SYN without ACK: it begins one.
+    Syn,
+    /// An echo request: it begins one, or goes on with it.
+    Echo,
     /// It is part of one.
     Within,
     /// An ICMP error about a packet of one.
@@ -145,15 +154,16 @@ pub fn parse_ipv4(ctx: &TcContext) -> Result<Packet, Drop> {
         _ => Fragment::Later(identification),
     };
     Ok(Packet {
-        key: key(
-            Address::from_ipv4_raw(Be32::from_raw(read_u32::<12>(header))),
-            Address::from_ipv4_raw(Be32::from_raw(read_u32::<16>(header))),
-            protocol,
-        ),
+        source: Address::from_ipv4_raw(Be32::from_raw(read_u32::<12>(header))),
+        destination: Address::from_ipv4_raw(Be32::from_raw(read_u32::<16>(header))),
+        source_port: Be16::new(0),
+        destination_port: Be16::new(0),
+        protocol,
         hops: read_u8::<8>(header),
         transport: ETH_LEN + header_len,
         fragment,
         kind: Kind::Within,
+        shown: 0,
     })
 }
 
@@ -188,11 +198,16 @@ pub fn parse_ipv6(ctx: &TcContext) -> Result<Packet, Drop> {
         (next, transport, fragment) = skip_extensions(ctx, next)?;
     }
     Ok(Packet {
-        key: key(source, destination, Protocol(next)),
+        source,
+        destination,
+        source_port: Be16::new(0),
+        destination_port: Be16::new(0),
+        protocol: Protocol(next),
         hops,
         transport,
         fragment,
         kind: Kind::Within,
+        shown: 0,
     })
 }
 
@@ -200,22 +215,24 @@ impl Packet {
     /// Reads ports or what stands for them, and what the packet means to its flow. Later
     /// fragments get the ports that their first fragment left behind.
     #[inline(always)]
-    pub fn with_ports(mut self, ctx: &TcContext) -> Result<Self, Drop> {
+    pub fn read_ports(&mut self, ctx: &TcContext) -> Result<(), Drop> {
         if let Fragment::Later(identification) = self.fragment {
             // SAFETY: read at once; an entry reused in between would only name another flow.
             let ports = unsafe { FRAGMENTS.get(self.fragment_key(identification)) };
             let ports = ports.ok_or(Drop(Reason::UnknownFragment))?;
-            self.key.source_port = ports.source_port;
-            self.key.destination_port = ports.destination_port;
-            return Ok(self);
+            self.source_port = ports.source_port;
+            self.destination_port = ports.destination_port;
+            return Ok(());
         }
-        match self.key.protocol {
+        match self.protocol {
             Protocol::TCP => {
                 let header = at::<16>(ctx, self.transport)?;
                 self.set_ports(read_u32::<0>(header));
+                let flags = read_u8::<13>(header);
+                self.shown = tcp_seen::shown(flags);
                 // SYN is 2, ACK 16.
-                if read_u8::<13>(header) & 0x12 == 0x02 {
-                    self.kind = Kind::Opens;
+                if flags & 0x12 == 0x02 {
+                    self.kind = Kind::Syn;
                 }
             }
             Protocol::UDP | Protocol::SCTP => {
@@ -229,55 +246,22 @@ impl Packet {
         }
         if let Fragment::First(identification) = self.fragment {
             let ports = FragmentPorts {
-                source_port: self.key.source_port,
-                destination_port: self.key.destination_port,
+                source_port: self.source_port,
+                destination_port: self.destination_port,
             };
             // A full table forgets another packet's ports: its later fragments are counted.
             let _ = FRAGMENTS.insert(self.fragment_key(identification), ports, 0);
         }
-        Ok(self)
-    }
-
-    /// The key, in the direction of this error's sender, of the flow that an ICMP error is about.
-    ///
-    /// The error quotes a packet that its sender received: the flow it belongs to is that packet's
-    /// reverse. Only quotes without options and extension headers are understood.
-    #[inline(always)]
-    pub fn quoted_flow(&self, ctx: &TcContext) -> Option<FlowKey> {
-        let quote = self.transport + 8;
-        let (source, destination, protocol, transport) = if self.key.protocol == Protocol::ICMP {
-            let header: [u32; 5] = load(ctx, quote).ok()?;
-            if header[0].to_ne_bytes()[0] != 0x45 {
-                return None;
-            }
-            let source = Address::from_ipv4_raw(Be32::from_raw(header[3]));
-            let destination = Address::from_ipv4_raw(Be32::from_raw(header[4]));
-            (source, destination, header[2].to_ne_bytes()[1], quote + IPV4_LEN)
-        } else {
-            let header: [u32; 10] = load(ctx, quote).ok()?;
-            let [_, _, a, b, c, d, e, f, g, h] = header.map(Be32::from_raw);
-            let next = header[1].to_ne_bytes()[2];
-            (Address([a, b, c, d]), Address([e, f, g, h]), next, quote + IPV6_LEN)
-        };
-        let mut quoted = Self { key: key(source, destination, Protocol(protocol)), ..*self };
-        match quoted.key.protocol {
-            Protocol::TCP | Protocol::UDP | Protocol::SCTP => {
-                quoted.set_ports(load::<u32>(ctx, transport).ok()?);
-            }
-            Protocol::ICMP | Protocol::ICMPV6 => quoted.set_icmp(load(ctx, transport).ok()?),
-            _ => {}
-        }
-        // A pod speaks of what it received, and of nobody else's packets.
-        (destination == self.key.source).then(|| quoted.key.reversed())
+        Ok(())
     }
 
     #[inline(always)]
     fn fragment_key(&self, identification: Be32) -> FragmentKey {
         FragmentKey {
-            source: self.key.source,
-            destination: self.key.destination,
+            source: self.source,
+            destination: self.destination,
             identification,
-            protocol: self.key.protocol,
+            protocol: self.protocol,
             reserved: [0; 3],
         }
     }
@@ -286,8 +270,8 @@ impl Packet {
     #[inline(always)]
     fn set_ports(&mut self, ports: u32) {
         let [a, b, c, d] = ports.to_ne_bytes();
-        self.key.source_port = Be16::from_raw(u16::from_ne_bytes([a, b]));
-        self.key.destination_port = Be16::from_raw(u16::from_ne_bytes([c, d]));
+        self.source_port = Be16::from_raw(u16::from_ne_bytes([a, b]));
+        self.destination_port = Be16::from_raw(u16::from_ne_bytes([c, d]));
     }
 
     /// The identifier of an echo is the port of the side that asks.
@@ -296,33 +280,90 @@ impl Packet {
         let kind = header[0].to_ne_bytes()[0];
         let [a, b, ..] = header[1].to_ne_bytes();
         let identifier = Be16::from_raw(u16::from_ne_bytes([a, b]));
-        let (request, reply, is_error) = if self.key.protocol == Protocol::ICMP {
+        let (request, reply, is_error) = if self.protocol == Protocol::ICMP {
             (ICMP_ECHO, ICMP_ECHO_REPLY, matches!(kind, 3 | 4 | 11 | 12))
         } else {
             (ICMPV6_ECHO, ICMPV6_ECHO_REPLY, kind < 128)
         };
         if kind == request {
-            self.key.source_port = identifier;
-            self.kind = Kind::Opens;
+            self.source_port = identifier;
+            self.kind = Kind::Echo;
         } else if kind == reply {
-            self.key.destination_port = identifier;
+            self.destination_port = identifier;
         } else if is_error {
             self.kind = Kind::Error;
         }
     }
 }
 
-/// A key without ports yet.
+/// Makes the key of an ICMP error that of the flow it is about, in the error's own direction, and
+/// answers 1, if it quotes a packet of one.
+///
+/// What an endpoint sends must be about what it received, and go to whom it had it from: it speaks of nobody
+/// else's packets. To an endpoint any router may speak of what it sent. Kept out of line, as almost no packet
+/// comes here.
+#[inline(never)]
+pub fn quoted_flow(ctx: &TcContext, transport: u64, key: &mut FlowKey, local: &Address) -> u64 {
+    let Some(quoted) = try_quote(ctx, transport as usize, key.protocol) else { return 0 };
+    if quoted.source.is_ipv4() != local.is_ipv4() || quoted.destination.is_ipv4() != local.is_ipv4() {
+        return 0;
+    }
+    let is_sent = key.direction == direction::SENT;
+    let (error_source, error_destination) =
+        if is_sent { (local, &key.peer) } else { (&key.peer, local) };
+    if quoted.source != *error_destination || is_sent && quoted.destination != *error_source {
+        return 0;
+    }
+    key.protocol = quoted.protocol;
+    if is_sent {
+        key.local_port = quoted.destination_port;
+        key.peer_port = quoted.source_port;
+    } else {
+        key.local_port = quoted.source_port;
+        key.peer_port = quoted.destination_port;
+        key.peer = quoted.destination;
+    }
+    1
+}
+
+/// The packet that an ICMP error quotes. Quotes with options or extension headers are not understood.
 #[inline(always)]
-fn key(source: Address, destination: Address, protocol: Protocol) -> FlowKey {
-    FlowKey {
+fn try_quote(ctx: &TcContext, error: usize, protocol: Protocol) -> Option<Packet> {
+    let quote = error + 8;
+    let (source, destination, protocol, transport) = if protocol == Protocol::ICMP {
+        let header: [u32; 5] = load(ctx, quote).ok()?;
+        if header[0].to_ne_bytes()[0] != 0x45 {
+            return None;
+        }
+        let source = Address::from_ipv4_raw(Be32::from_raw(header[3]));
+        let destination = Address::from_ipv4_raw(Be32::from_raw(header[4]));
+        (source, destination, header[2].to_ne_bytes()[1], quote + IPV4_LEN)
+    } else {
+        let header: [u32; 10] = load(ctx, quote).ok()?;
+        let [_, _, a, b, c, d, e, f, g, h] = header.map(Be32::from_raw);
+        let next = header[1].to_ne_bytes()[2];
+        (Address([a, b, c, d]), Address([e, f, g, h]), next, quote + IPV6_LEN)
+    };
+    let mut quoted = Packet {
         source,
         destination,
         source_port: Be16::new(0),
         destination_port: Be16::new(0),
-        protocol,
-        reserved: [0; 3],
+        protocol: Protocol(protocol),
+        hops: 0,
+        transport,
+        fragment: Fragment::Whole,
+        kind: Kind::Within,
+        shown: 0,
+    };
+    match quoted.protocol {
+        Protocol::TCP | Protocol::UDP | Protocol::SCTP => {
+            quoted.set_ports(load::<u32>(ctx, transport).ok()?);
+        }
+        Protocol::ICMP | Protocol::ICMPV6 => quoted.set_icmp(load(ctx, transport).ok()?),
+        _ => {}
     }
+    Some(quoted)
 }
 
 const HOP_BY_HOP: u8 = 0;

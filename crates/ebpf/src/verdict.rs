@@ -34,6 +34,32 @@ pub struct Drop(pub Reason);
 
 pub type Outcome = Result<Verdict, Drop>;
 
+/// An outcome as one word, which is what functions of kernel programs can return.
+#[inline(always)]
+pub fn to_word(outcome: Outcome) -> u64 {
+    match outcome {
+        Ok(verdict) => (verdict.action as u32 as u64) << 32 | verdict.reason as u64,
+        Err(Drop(reason)) => reason as u64,
+    }
+}
+
+/// The outcome that [`to_word`] was given.
+#[inline(always)]
+pub fn of_word(word: u64) -> Outcome {
+    let reason = reason(word as u8);
+    if reason.is_drop() {
+        return Err(Drop(reason));
+    }
+    Ok(Verdict { action: (word >> 32) as i32, reason })
+}
+
+/// The reason with a number that was a reason's.
+#[inline(always)]
+pub fn reason(number: u8) -> Reason {
+    // SAFETY: every caller has the number from a reason, by `as`.
+    unsafe { core::mem::transmute::<u8, Reason>(number) }
+}
+
 /// Counts the outcome and turns it into the program's return value.
 #[inline(always)]
 pub fn account(ctx: &TcContext, hook: Hook, outcome: Outcome) -> i32 {
