@@ -6,7 +6,9 @@ mod agent;
 mod bpf;
 mod cleanup;
 mod cni;
+mod config;
 mod failure;
+mod flow;
 mod ipam;
 mod output;
 mod program;
@@ -61,6 +63,11 @@ enum Command {
     Ipam(ipam::Command),
     /// The agent's metrics, as a Prometheus server reads them.
     Metrics,
+    /// What the agent runs with, and settings that can be changed meanwhile.
+    Config {
+        #[command(subcommand)]
+        command: Option<config::Command>,
+    },
     /// The datapath's maps and programs, as the kernel has them; works without an agent.
     #[command(subcommand)]
     Bpf(BpfCommand),
@@ -97,9 +104,9 @@ enum BpfCommand {
     /// Addresses and who has them.
     #[command(subcommand)]
     Ipcache(ListCommand),
-    /// Flows that go through the host stack.
+    /// Conversations that the datapath knows.
     #[command(subcommand)]
-    Flow(ListCommand),
+    Flow(flow::Command),
     /// What became of packets, and why.
     #[command(subcommand)]
     Metrics(ListCommand),
@@ -140,6 +147,7 @@ fn run(cli: &Cli) -> Result<Page, Failure> {
         Command::Endpoint(EndpointCommand::Show { endpoint }) => agent::endpoint(places, endpoint),
         Command::Ipam(command) => ipam::run(places, command),
         Command::Metrics => agent::metrics(places),
+        Command::Config { command } => config::run(places, command.as_ref()),
         Command::Bpf(command) => bpf::run(places, command),
         Command::Cni(options) => cni::run(options),
         Command::Cleanup { yes } => {
