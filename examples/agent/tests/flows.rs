@@ -291,7 +291,8 @@ fn fragments_follow_their_first_one() {
     for (mine, target) in a.addresses().into_iter().zip(b.addresses()) {
         let receiver = b.pod.run(|| UdpSocket::bind(SocketAddr::new(target, 0))).unwrap();
         receiver.set_read_timeout(Some(PATIENCE)).unwrap();
-        let from = SocketAddr::new(mine, 5555);
+        let port = if mine.is_ipv4() { 5555 } else { 5556 };
+        let from = SocketAddr::new(mine, port);
         let message: Vec<u8> = (0..2000_u32).map(|n| n as u8).collect();
         let whole = own.udp(from, receiver.local_addr().unwrap(), &message);
         let [first, second] = fragments(&whole, 7);
@@ -304,14 +305,14 @@ fn fragments_follow_their_first_one() {
         let mut received = vec![0; 4000];
         let (length, sender) = receiver.recv_from(&mut received).unwrap();
         assert_eq!((&received[..length], sender), (&message[..], from));
-        let row = only(&node, 5555);
+        let row = only(&node, port);
         assert_eq!((row.packets, row.state), (2, FlowState::OneSided), "{row:?}");
         // The answer of the same size comes in fragments as well, made by the kernel.
         let near = a.pod.run(|| UdpSocket::bind(from)).unwrap();
         near.set_read_timeout(Some(PATIENCE)).unwrap();
         receiver.send_to(&message, from).unwrap();
         assert_eq!(near.recv(&mut received).unwrap(), message.len());
-        let row = only(&node, 5555);
+        let row = only(&node, port);
         assert_eq!((row.reply_packets, row.state), (2, FlowState::Replied), "{row:?}");
         assert_eq!(unknown(), before + 1);
     }
