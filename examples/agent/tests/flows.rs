@@ -16,10 +16,10 @@ use std::{
 };
 
 use node::{BPFFS, Node, TestPod, until};
-use podwire_bpf::Array;
+use podwire_bpf::{Array, HashMap};
 use podwire_datapath::{
     FlowEvent, FlowFilter, FlowPath, FlowRow, FlowState,
-    abi::{Hook, PolicyRef, Protocol, Reason, Slot, map, policy_flag},
+    abi::{Flow, FlowKey, Hook, PolicyRef, Protocol, Reason, Slot, map, policy_flag},
 };
 use podwire_lab::probe::{
     FrameSocket, Ping,
@@ -209,6 +209,54 @@ fn datagrams_and_echoes_are_flows() {
         assert_eq!((echo.state, echo.packets, echo.reply_packets), (FlowState::Replied, 3, 3));
     }
     assert_eq!(node.drops(), [] as [&str; 0]);
+}
+
+/// Of SCTP the datapath knows the ports; nothing here speaks it, so that frames are written by hand.
+#[test]
+#[ignore = "needs root: a node in namespaces of its own"]
+fn other_transports_are_flows_by_their_ports() {
+    let node = Node::start();
+    let (a, b) = (node.add("a"), node.add("b"));
+    let opened = |pod: &TestPod| pod.pod.run(|| FrameSocket::open("eth0")).unwrap();
+    let (mut near, mut far) = (opened(&a), opened(&b));
+    let from_a = Link { from: a.mac(1), to: a.mac(0) };
+    let from_b = Link { from: b.mac(1), to: b.mac(0) };
+    for (mine, target) in a.addresses().into_iter().zip(b.addresses()) {
+        let port: u16 = if mine.is_ipv4() { 1114 } else { 1116 };
+        // RFC 9260, 3.1: the common header.
+        let header =
+            |from: u16, to: u16| [&from.to_be_bytes()[..], &to.to_be_bytes(), &[0; 8]].concat();
+        near.send(&from_a.ip(mine, target, 132, &header(port, 2222))).unwrap();
+        let row = until_state(&node, port, FlowState::OneSided);
+        assert_eq!((row.protocol, row.source, row.destination_port), (Protocol::SCTP, mine, 2222));
+        far.send(&from_b.ip(target, mine, 132, &header(2222, port))).unwrap();
+        until_state(&node, port, FlowState::Replied);
+    }
+}
+
+#[test]
+#[ignore = "needs root: a node in namespaces of its own"]
+fn a_pod_that_goes_takes_its_flows_along() {
+    let node = Node::start();
+    let (a, b) = (node.add("a"), node.add("b"));
+    for target in b.addresses() {
+        let report = a.pod.run(|| Ping::new(target).run()).unwrap();
+        assert!(report.is_complete(), "{report}");
+    }
+    let path = format!("{BPFFS}/maps/{}", map::FLOWS);
+    let flows = node.host.run(|| HashMap::<FlowKey, Flow>::open(path)).unwrap();
+    let with_b = |key: &FlowKey| b.addresses().contains(&key.peer.into());
+    assert!(flows.entries().unwrap().iter().any(|(key, _)| with_b(key)));
+    node.delete(&b);
+    assert_eq!(
+        node.tables()
+            .flows_that(&FlowFilter { prefix: Some(b.v4.into()), ..FlowFilter::default() })
+            .unwrap(),
+        [],
+        "at once to whoever looks"
+    );
+    let left = || flows.entries().unwrap().iter().any(|(key, _)| with_b(key));
+    until("the entries are gone, long before their time", || !left());
 }
 
 #[test]
