@@ -129,10 +129,10 @@ mod tests {
         let config: AgentConfig = serde_json::from_value(config).unwrap();
         let text = anstream::adapter::strip_str(&text(&config).unwrap()).to_string();
         for line in [
-            "node.router.v4   10.1.0.1",
-            "pod-cidrs        10.1.0.0/24, fd00::/64",
-            "default-pools    -",
-            "pending-flows    65536",
+            "node.router.v4  10.1.0.1",
+            "pod-cidrs       10.1.0.0/24, fd00::/64",
+            "default-pools   -",
+            "pending-flows   65536",
             "timeout.icmp  9      set",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
