@@ -2,7 +2,7 @@
 //! model of what must become of them (`crates/datapath/tests/model`).
 //!
 //! An input is a sequence of packets and changes of the node's tables. Action, reason, counters, bytes,
-//! mark, flows and fragments must be the model's. Needs root: the node is a lab host of its own.
+//! mark, flows, events and fragments must be the model's. Needs root: the node is a lab host of its own.
 #![no_main]
 #![expect(clippy::print_stderr, reason = "`cargo xtask fuzz` reads how many packets there were")]
 
@@ -47,7 +47,7 @@ fn start() -> Worker {
     let (inputs, asked) = sync_channel::<Vec<u8>>(0);
     let (answer, done) = sync_channel(0);
     thread::spawn(move || {
-        node::on_node(|node| {
+        comparison::on_small_node(|node| {
             let mut differential = Differential::new(node);
             let mut told = 0;
             for input in asked {

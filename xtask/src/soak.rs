@@ -2,7 +2,7 @@
 
 use std::{
     process::{Command, ExitCode},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use clap::{Args, builder::PossibleValuesParser};
@@ -40,6 +40,13 @@ const IPAM: [(&str, &str, &str); 2] = [
 /// Has the test of floods use the shipped sizes.
 const FLOOD: (&str, &str) = ("PODWIRE_FLOOD", "1");
 
+/// So many packets go through the programs and the model of them.
+const PACKETS: &str = "10000000";
+
+/// The test that does so every day, with fewer.
+const COMPARISON: &str = "podwire-datapath::differential";
+const COMPARISON_TEST: &str = "programs_and_model_agree";
+
 /// Whether it went well, and to its end.
 type Soak = fn() -> Result<bool>;
 
@@ -50,6 +57,7 @@ const SOAKS: &[(&str, Soak)] = &[
     ("many", many_calls),
     ("ipam", ipam),
     ("flood", flood),
+    ("packet", packets),
 ];
 
 #[derive(Debug, Args)]
@@ -196,6 +204,35 @@ fn ipam() -> Result<bool> {
         }
     }
     Ok(good)
+}
+
+/// Packets of conversations, and changes of every table, through the programs and beside their model. Each run goes
+/// another way, and says which.
+fn packets() -> Result<bool> {
+    let metadata = cargo::Metadata::read()?;
+    let tests = cargo::build_tests(&metadata, &["podwire-datapath".to_owned()])?;
+    let test = tests.iter().find(|test| test.name == COMPARISON);
+    let test = test.ok_or_else(|| format!("there is no test {COMPARISON}"))?;
+    let seed = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs().to_string();
+    let run = Run {
+        folder: &test.folder,
+        reachable: &[],
+        variables: &[
+            ("PODWIRE_PACKETS", PACKETS.into()),
+            ("PODWIRE_PACKETS_SEED", seed.clone().into()),
+        ],
+        limit: Duration::from_secs(4 * 3600),
+    };
+    report::heading(&format!("{COMPARISON}, {PACKETS} packets, PODWIRE_PACKETS_SEED={seed}"));
+    let mut command = Privilege::find().command_as(0, &test.path, &run)?;
+    command.args(["--include-ignored", "--nocapture", "--exact", COMPARISON_TEST]);
+    let passed = command.status()?.success();
+    if passed {
+        report::good(COMPARISON);
+    } else {
+        report::bad(COMPARISON);
+    }
+    Ok(passed)
 }
 
 /// What the test `many` says of a verb, as in `ADD: .., factor 1.02`.

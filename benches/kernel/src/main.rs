@@ -57,6 +57,10 @@ static LPM16: LpmTrie<[u32; 4], u32, 1> = LpmTrie::new();
 #[btf_map]
 static TALLY: PerCpuArray<Tally, 1> = PerCpuArray::new();
 
+/// The number of the last flow, or the ports of one that is not answered yet.
+#[btf_map]
+static TURN: PerCpuArray<u32, 1> = PerCpuArray::new();
+
 /// The frame as it is before each repetition.
 #[btf_map]
 static TEMPLATE: Array<Template, 1> = Array::new();
@@ -247,6 +251,89 @@ restore!(
     restore_neighbour, 86,
     "u32" at 0, 4, 8, 14, 18, 22, 26, 30, 34, 38, 42, 46, 50, 54, 58, 62, 66, 70, 74, 78, 82;
 );
+
+/// Draws the number of a flow: in turn, or at random.
+#[inline(always)]
+fn next_in_turn() -> u32 {
+    let Some(turn) = TURN.get_ptr_mut(0) else { return 0 };
+    // SAFETY: a static of this program; volatile, since the loader rewrites it.
+    let entries = unsafe { core::ptr::read_volatile(&raw const ENTRIES) };
+    // SAFETY: this CPU's own element.
+    unsafe {
+        *turn = if *turn + 1 < entries { *turn + 1 } else { 0 };
+        *turn
+    }
+}
+
+/// As `restore_ipv4`, with the ports of another flow each time; they stand behind a header without options.
+macro_rules! restore_flows {
+    ($(#[$doc:meta])* $name:ident, $ports:expr) => {
+        $(#[$doc])*
+        #[classifier]
+        pub fn $name(ctx: TcContext) -> i32 {
+            let ports: u32 = $ports;
+            let (Some(template), Some(frame)) = (TEMPLATE.get_ptr(0), frame::<42>(&ctx)) else {
+                return TC_ACT_SHOT;
+            };
+            put!(template, frame, "u32" at 0, 4, 8; "u8" at 22; "u16" at 24;);
+            // SAFETY: the verifier refuses an access that is not within the frame.
+            unsafe {
+                asm!(
+                    "*(u32 *)({frame} + 34) = {ports}",
+                    frame = in(reg) frame,
+                    ports = in(reg) u64::from(ports),
+                    options(nostack, preserves_flags),
+                );
+            }
+            judge(&ctx)
+        }
+    };
+}
+
+restore_flows!(
+    /// Of flows that are known, in turn: the sender's port counts up from 1024, the receiver's is 80.
+    restore_next_flow, known_ports(next_in_turn())
+);
+restore_flows!(
+    /// Of flows that are known, at random.
+    restore_any_flow, known_ports(draw())
+);
+restore_flows!(
+    /// Of a flow that is most likely not known.
+    restore_new_flow, new_ports()
+);
+restore_flows!(
+    /// The first packet of a flow, and its answer, in turn, between a pod and itself.
+    restore_new_pair, {
+        let Some(turn) = TURN.get_ptr_mut(0) else { return TC_ACT_SHOT };
+        // SAFETY: this CPU's own element.
+        unsafe {
+            let ports = *turn;
+            if ports == 0 {
+                *turn = new_ports();
+                *turn
+            } else {
+                *turn = 0;
+                ports.rotate_left(16)
+            }
+        }
+    }
+);
+
+#[inline(always)]
+fn known_ports(number: u32) -> u32 {
+    let [a, b] = (1024 + number as u16).to_be_bytes();
+    let [c, d] = 80_u16.to_be_bytes();
+    u32::from_ne_bytes([a, b, c, d])
+}
+
+/// Neither port is 0, and the pair never is its own answer's.
+#[inline(always)]
+fn new_ports() -> u32 {
+    // SAFETY: a helper call without arguments.
+    let random = unsafe { bpf_get_prandom_u32() };
+    random | 0x0000_0100
+}
 
 /// For a judge that leaves the frame alone.
 #[classifier]

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use podwire_datapath::abi::{Hook, Reason};
 use podwire_lab::probe::frame::{Arp, ArpOperation, BROADCAST, Link, limit_hops, tagged};
 
-use super::node::{HOST_MAC, NET_MAC, Node, Pod, ROUTER4, ROUTER6};
+use super::node::{HOST_MAC, MANY_FLOWS, NET_MAC, Node, Pod, ROUTER4, ROUTER6};
 
 const NEXT: u32 = u32::MAX;
 const SHOT: u32 = 2;
@@ -23,6 +23,14 @@ pub(super) enum Restore {
     Ipv6,
     Arp,
     Neighbour,
+    /// IPv4, of known flows in turn.
+    NextFlow,
+    /// IPv4, of known flows at random.
+    AnyFlow,
+    /// IPv4, of new flows.
+    NewFlow,
+    /// IPv4, a new flow's first packet and its answer in turn.
+    NewPair,
 }
 
 impl Restore {
@@ -33,7 +41,16 @@ impl Restore {
             Self::Ipv6 => "restore_ipv6",
             Self::Arp => "restore_arp",
             Self::Neighbour => "restore_neighbour",
+            Self::NextFlow => "restore_next_flow",
+            Self::AnyFlow => "restore_any_flow",
+            Self::NewFlow => "restore_new_flow",
+            Self::NewPair => "restore_new_pair",
         }
+    }
+
+    /// Whether each repetition has ports of its own.
+    fn draws_ports(self) -> bool {
+        matches!(self, Self::NextFlow | Self::AnyFlow | Self::NewFlow | Self::NewPair)
     }
 }
 
@@ -48,6 +65,12 @@ pub enum State {
     Stale,
     /// The receiver's host link carries something foreign.
     Egress,
+    /// Many flows are known.
+    ManyFlows,
+    /// There are many endpoints, addresses and policy entries.
+    Crowded,
+    /// Everything is being changed: no verdict is believed.
+    Changing,
 }
 
 /// Where a frame is sent or received.
@@ -135,7 +158,18 @@ pub fn cases(node: &Node) -> Vec<Case> {
             ],
             ..Case::to_stack(node, family, "pod_to_host/established", outside, Reason::ToStack)
         });
+        cases.push(Case {
+            state: State::Changing,
+            ..established_as(node, family, "pod_to_pod/established/judged_anew", &opened)
+        });
         if family == Family::V4 {
+            let of = |what| established_as(node, family, what, &opened);
+            let many =
+                |what, restore| Case { state: State::ManyFlows, restore, lands: None, ..of(what) };
+            cases.push(many("pod_to_pod/established/60k_round_robin", Restore::NextFlow));
+            cases.push(many("pod_to_pod/established/60k_random", Restore::AnyFlow));
+            cases.push(Case { state: State::Crowded, ..of("pod_to_pod/established/crowded") });
+            cases.extend(new_flows(node));
             let link = Link { from: HOST_MAC, to: HOST_MAC };
             let from_stack = tcp(link, family.port(b, 80), family.port(a, 40000));
             cases.push(Case {
@@ -218,6 +252,17 @@ impl Family {
 }
 
 impl Case {
+    /// Whether this is the frame that the program leaves behind.
+    pub(super) fn is_after(&self, frame: &[u8]) -> bool {
+        // Behind Ethernet and an IPv4 header without options.
+        const PORTS: std::ops::Range<usize> = 34..38;
+        if !self.restore.draws_ports() || frame.len() < PORTS.end {
+            return frame == self.after;
+        }
+        frame[..PORTS.start] == self.after[..PORTS.start]
+            && frame[PORTS.end..] == self.after[PORTS.end..]
+    }
+
     /// From pod a straight to pod b, as a router would.
     fn forwarded(node: &Node, family: Family, what: &str, frame: Vec<u8>) -> Self {
         let mut after = relinked(&frame, node.b.delivered());
@@ -372,7 +417,10 @@ fn drops(node: &Node) -> Vec<Case> {
     let local: IpAddr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1).into();
     let headers = [[60, 0, 1, 4, 0, 0, 0, 0]; 6].concat();
     let chain = [&headers[..], &[60, 0, 1, 4, 0, 0, 0, 0]].concat();
+    let mut forbidden = tcp(link, from4, Family::V4.port(b, 81));
+    set_tcp_flags(&mut forbidden, SYN);
     vec![
+        drop("policy", Reason::EgressDenied, forbidden),
         drop("spoof", Reason::SpoofedAddress, tcp(link, to4, from4)),
         drop("spoof/ipv6", Reason::SpoofedAddress, tcp(link, to6, from6)),
         by_name(Reason::SpoofedMac, tcp(Link { from: b.mac, to: a.host_mac }, from4, to4)),
@@ -401,6 +449,47 @@ fn drops(node: &Node) -> Vec<Case> {
         Case { state: State::Stale, ..by_name(Reason::StaleEndpoint, good) },
         by_name(Reason::UnknownFragment, later_fragment(a, b)),
         by_name(Reason::ExtensionHeaders, link.ip(from6.0, to6.0, 60, &chain)),
+    ]
+}
+
+fn established_as(
+    node: &Node,
+    family: Family,
+    what: &str,
+    opened: &[(Hook, u32, Vec<u8>)],
+) -> Case {
+    let (a, b) = (&node.a, &node.b);
+    let frame = tcp(a.to_gateway(), family.port(a, 40000), family.port(b, 80));
+    Case { before: opened.to_vec(), ..Case::forwarded(node, family, what, frame) }
+}
+
+/// The packets after which many flows from pod a to pod b are known.
+pub(super) fn many_flows(node: &Node) -> impl Iterator<Item = (Hook, u32, Vec<u8>)> {
+    let (a, b) = (&node.a, &node.b);
+    (0..MANY_FLOWS).flat_map(move |number| {
+        let port = u16::try_from(1024 + number).unwrap_or(u16::MAX);
+        let (from, to) = (Family::V4.port(a, port), Family::V4.port(b, 80));
+        [
+            (Hook::FromContainer, a.ifindex, tcp(a.to_gateway(), from, to)),
+            (Hook::FromContainer, b.ifindex, tcp(b.to_gateway(), to, from)),
+        ]
+    })
+}
+
+/// First packets: of a flow that gets an entry for both its directions, and with the answer that makes it two.
+fn new_flows(node: &Node) -> [Case; 2] {
+    let (a, b) = (&node.a, &node.b);
+    let to_b =
+        a.to_gateway().udp(Family::V4.socket(a, 40000), Family::V4.socket(b, 53), &[0x5a; 64]);
+    let first = Case::forwarded(node, Family::V4, "pod_to_pod/new", to_b);
+    let own = Family::V4.socket(a, 40000);
+    let to_itself = a.to_gateway().udp(own, own, &[0x5a; 64]);
+    let mut after = relinked(&to_itself, a.delivered());
+    limit_hops(&mut after, 63);
+    let pair = Case::forwarded(node, Family::V4, "pod_to_pod/new/with_answer", to_itself);
+    [
+        Case { restore: Restore::NewFlow, lands: None, ..first },
+        Case { restore: Restore::NewPair, lands: None, after, ..pair },
     ]
 }
 

@@ -10,7 +10,11 @@ use podwire_bpf::{
 };
 use podwire_datapath::{
     Attach, By, Datapath, Delivery, EndpointConfig, Interface, MetricRow, NodeSetup, Options,
-    abi::{Address, Flow, FlowKey, Hook, IpcacheEntry, Mac, NodeConfig, Pending, map, program},
+    abi::{
+        Address, CHANGING, Flow, FlowKey, Hook, IpcacheEntry, Mac, NodeConfig, NodeState, Pending,
+        PolicyKey, PolicyRef, PolicyRow, PortRule, Protocol, Slot, identity, map, policy_flag,
+        program,
+    },
 };
 use podwire_lab::{
     Host, Pod as PodNetns, interface,
@@ -18,7 +22,7 @@ use podwire_lab::{
 };
 use podwire_netlink::{AdminState, Birth, IfName, LinkChange, LinkId, Netlink, NewLink};
 
-use super::case::{Case, Place, State};
+use super::case::{self, Case, Place, Restore, State};
 use crate::{
     error::{Error, Result},
     lookup::OBJECT,
@@ -31,6 +35,24 @@ pub(super) const HOST_MAC: Mac = [2, 0, 0, 0, 0, 0xf0];
 pub(super) const NET_MAC: Mac = [2, 0, 0, 0, 0, 0xf1];
 
 type Ipcache = HashMap<Address, IpcacheEntry>;
+
+/// Flows that are known where many are.
+pub(super) const MANY_FLOWS: u32 = 60_000;
+
+/// Numbers of the policies: what pod a may send, and pod b receive.
+const EGRESS_OF_A: u32 = 1;
+const INGRESS_OF_B: u32 = 2;
+
+/// Rules of a policy that lets pass HTTP and DNS.
+const WEB: PolicyRow = PolicyRow { first: 0, count: 2 };
+const RULES: [PortRule; 2] = [
+    rule(PortRule::place(Protocol::TCP, 80), PortRule::place(Protocol::TCP, 80)),
+    rule(PortRule::place(Protocol::UDP, 0), PortRule::place(Protocol::UDP, u16::MAX)),
+];
+
+const fn rule(first: u32, last: u32) -> PortRule {
+    PortRule { first, last }
+}
 
 const BPFFS: &str = "/sys/fs/bpf/podwire";
 const TEMPLATE_LEN: usize = 96;
@@ -91,12 +113,17 @@ struct Stage {
 impl Stage {
     fn new() -> Result<Self> {
         let object = Loader::new(OBJECT)
+            .global("ENTRIES", &MANY_FLOWS)
             .programs([
                 "restore_ipv4",
                 "restore_ipv6",
                 "restore_arp",
                 "restore_neighbour",
                 "restore_nothing",
+                "restore_next_flow",
+                "restore_any_flow",
+                "restore_new_flow",
+                "restore_new_pair",
                 "judge_nothing",
             ])
             .load()?;
@@ -160,6 +187,8 @@ impl Node {
                 by: By::Filter,
             })?;
         }
+        restrict(a.ifindex, EGRESS_OF_A, &datapath)?;
+        restrict(b.ifindex, INGRESS_OF_B, &datapath)?;
         let (judged, unjudged) = (Stage::new()?, Stage::new()?);
         Ok(Self { datapath, setup, a, b, stranger, judged, unjudged })
     }
@@ -214,8 +243,8 @@ impl Node {
         };
         let before = self.datapath.tables().metrics()?;
         let measured = difference.measure(&case.name, repetitions, |output| {
-            if output.data == case.after {
-                return Ok(());
+            if case.is_after(&output.data) {
+                return self.make_room(case);
             }
             let (what, found) = (case.name.clone(), output.data.clone());
             Err(Error::Frame { what, found, expected: case.after.clone() })
@@ -315,7 +344,66 @@ impl Node {
                 ipcache.insert(&key, &IpcacheEntry { generation: 0, ..entry })?;
             }
             State::Egress => self.datapath.set_delivery(self.b.ifindex, Delivery::Egress)?,
+            State::ManyFlows => {}
+            State::Crowded => self.crowd()?,
+            State::Changing => self.set_changed(CHANGING)?,
         }
+        Ok(())
+    }
+
+    /// The table of confirmed flows must not be full where new ones are measured.
+    fn make_room(&self, case: &Case) -> Result<()> {
+        if case.restore == Restore::NewPair {
+            open::<HashMap<FlowKey, Flow>>(map::FLOWS)?.drain()?;
+        }
+        Ok(())
+    }
+
+    fn set_changed(&self, changed: u64) -> Result<()> {
+        let state = open::<Array<NodeState>>(map::STATE)?;
+        Ok(state.set(0, &NodeState { changed, ..state.get(0)? })?)
+    }
+
+    /// A thousand endpoints, 400,000 addresses of other nodes, 10,000 entries of a policy.
+    fn crowd(&self) -> Result<()> {
+        let slots = open::<Array<Slot>>(map::SLOTS)?;
+        let links = open::<HashMap<u32, u32>>(map::LINKS)?;
+        let others: Vec<_> = (0..slots.len())
+            .filter(|number| slots.get(*number).is_ok_and(|slot| !slot.is_taken()))
+            .take(998)
+            .map(|number| (1 << 20 | number, number))
+            .collect();
+        for &(ifindex, number) in &others {
+            slots.set(number, &Slot { generation: 1, ifindex, ..Slot::default() })?;
+        }
+        links.insert_batch(&others)?;
+        let entry =
+            IpcacheEntry { identity: 1000, slot: IpcacheEntry::NO_SLOT, ..Default::default() };
+        let far: Vec<_> = (0..400_000_u32)
+            .map(|n| (IpAddr::from(Ipv4Addr::from(0x0b00_0000 + n)).into(), entry))
+            .collect();
+        open::<Ipcache>(map::IPCACHE)?.insert_batch(&far)?;
+        let rows: Vec<_> =
+            (0..10_000).map(|n| (PolicyKey::identity(EGRESS_OF_A, 100_000 + n), WEB)).collect();
+        Ok(open::<HashMap<PolicyKey, PolicyRow>>(map::POLICY)?.insert_batch(&rows)?)
+    }
+
+    fn empty(&self) -> Result<()> {
+        let slots = open::<Array<Slot>>(map::SLOTS)?;
+        let links = open::<HashMap<u32, u32>>(map::LINKS)?;
+        for (ifindex, number) in
+            links.entries()?.into_iter().filter(|(ifindex, _)| ifindex >> 20 != 0)
+        {
+            slots.set(number, &Slot::default())?;
+            links.remove(&ifindex)?;
+        }
+        let far: Vec<Address> = (0..400_000_u32)
+            .map(|n| IpAddr::from(Ipv4Addr::from(0x0b00_0000 + n)).into())
+            .collect();
+        open::<Ipcache>(map::IPCACHE)?.remove_batch(&far)?;
+        let rows: Vec<_> =
+            (0..10_000).map(|n| PolicyKey::identity(EGRESS_OF_A, 100_000 + n)).collect();
+        open::<HashMap<PolicyKey, PolicyRow>>(map::POLICY)?.remove_batch(&rows)?;
         Ok(())
     }
 
@@ -329,12 +417,20 @@ impl Node {
                 ipcache.insert(&IpAddr::from(self.b.v4).into(), &v6)?;
             }
             State::Egress => self.datapath.set_delivery(self.b.ifindex, Delivery::Peer)?,
+            State::ManyFlows => {}
+            State::Crowded => self.empty()?,
+            State::Changing => self.set_changed(0)?,
         }
         Ok(())
     }
 
     /// Has the packets judged that come before the case's own.
     fn prepare(&self, case: &Case) -> Result<()> {
+        if case.state == State::ManyFlows {
+            for (hook, ifindex, frame) in case::many_flows(self) {
+                self.judge_once(hook, ifindex, &frame)?;
+            }
+        }
         case.before
             .iter()
             .try_for_each(|(hook, ifindex, frame)| self.judge_once(*hook, *ifindex, frame))
@@ -352,6 +448,28 @@ impl Node {
         self.datapath.program(program_at(hook))?.test_run(&run)?;
         Ok(())
     }
+}
+
+/// Both pods' policies have a row for pods, and one for the rest of the world, and deny what they do not name.
+fn restrict(ifindex: u32, policy: u32, datapath: &Datapath) -> Result<()> {
+    let rules = open::<Array<PortRule>>(map::POLICY_RULES)?;
+    for (place, rule) in (0..).zip(&RULES) {
+        rules.set(place, rule)?;
+    }
+    let rows = open::<HashMap<PolicyKey, PolicyRow>>(map::POLICY)?;
+    for subject in [identity::UNMANAGED, identity::WORLD] {
+        rows.insert(&PolicyKey::identity(policy, subject), &WEB)?;
+    }
+    let flags = policy_flag::DENY_BY_DEFAULT | policy_flag::IDENTITIES;
+    let policy = PolicyRef { policy, flags, ..PolicyRef::default() };
+    let slots = open::<Array<Slot>>(map::SLOTS)?;
+    let Some(number) = datapath.tables().slot_of_link(ifindex)? else { return Ok(()) };
+    let slot = slots.get(number)?;
+    let slot = match policy.policy {
+        EGRESS_OF_A => Slot { egress: policy, ..slot },
+        _ => Slot { ingress: policy, ..slot },
+    };
+    Ok(slots.set(number, &slot)?)
 }
 
 fn program_at(hook: Hook) -> &'static str {

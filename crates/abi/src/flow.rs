@@ -87,13 +87,29 @@ impl FlowKey {
     #[must_use]
     #[inline(always)]
     pub const fn tag(&self) -> u64 {
+        let [a, b] = self.endpoint.to_ne_bytes();
+        let head = u32::from_ne_bytes([a, b, self.protocol.0, self.direction]);
+        let [a, b] = self.local_port.raw().to_ne_bytes();
+        let [c, d] = self.peer_port.raw().to_ne_bytes();
+        let ports = u32::from_ne_bytes([a, b, c, d]);
         let [a, b, c, d] = self.peer.0;
-        let ports = (self.local_port.raw() as u32) << 16 | self.peer_port.raw() as u32;
-        let head =
-            (self.endpoint as u32) << 16 | (self.protocol.0 as u32) << 8 | self.direction as u32;
-        let sum = a.raw() ^ b.raw() ^ c.raw() ^ d.raw() ^ ports ^ head;
-        (sum.wrapping_mul(0x9e37_79b1) >> 22) as u64
+        tag(head ^ ports ^ a.raw() ^ b.raw() ^ c.raw() ^ d.raw())
     }
+}
+
+/// What [`FlowKey::tag`] makes of the key's six words of 32 bits, xored.
+#[must_use]
+#[inline(always)]
+pub const fn tag(sum: u32) -> u64 {
+    (sum.wrapping_mul(0x9e37_79b1) >> 22) as u64
+}
+
+/// The two halves of a word, xored.
+#[must_use]
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "both halves are in it")]
+pub const fn fold(word: u64) -> u32 {
+    (word ^ word >> 32) as u32
 }
 
 /// What was decided about one direction of a flow, in one word, so that it is never read torn.
@@ -239,7 +255,7 @@ pub struct Flow {
     /// Of [`tcp_seen`].
     pub tcp: u32,
     /// Zero.
-    pub reserved: [u32; 3],
+    pub reserved: u32,
 }
 
 /// Packets and bytes in one word, so that one atomic addition counts both.
@@ -329,8 +345,9 @@ mod tests {
     fn layouts_are_what_the_kernel_object_was_built_with() {
         assert_eq!(size_of::<FlowKey>(), 24);
         assert_eq!(offset_of!(FlowKey, peer), 8);
-        // With the 48 bytes in front of a hash map's key these are two cache lines.
-        assert_eq!(size_of::<Flow>(), 56);
+        // With the 56 bytes that the kernel puts in front of the key of an element that it allocates by itself
+        // these are two cache lines.
+        assert_eq!(size_of::<Flow>(), 48);
         assert_eq!(size_of::<Pending>(), 56);
         assert_eq!(size_of::<FragmentKey>(), 40);
         assert_eq!(offset_of!(FragmentKey, identification), 32);

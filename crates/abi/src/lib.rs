@@ -39,11 +39,12 @@ mod reason;
 
 pub use address::{Address, Be16, Be32, EthernetPair, Mac};
 pub use flow::{
-    Flow, FlowKey, FragmentKey, FragmentPorts, Pending, Protocol, Verdict, direction, recent,
-    tcp_seen, verdict_flag,
+    Flow, FlowKey, FragmentKey, FragmentPorts, Pending, Protocol, Verdict, direction, fold, recent,
+    tag, tcp_seen, verdict_flag,
 };
 pub use node::{
-    CHANGING, IpcacheEntry, NodeConfig, NodeState, REMOTES, Slot, identity, remote_place, slot_flag,
+    CHANGING, IpcacheEntry, NodeConfig, NodeState, REMOTES, Slot, identity, place_of, remote_place,
+    slot_flag,
 };
 pub use policy::{PolicyKey, PolicyRef, PolicyRow, PortRule, policy_flag};
 pub use reason::{Counter, FlowEvent, Hook, METRICS_ENTRIES, Reason, metric_index};

@@ -140,7 +140,13 @@ impl IpcacheEntry {
 #[inline(always)]
 pub const fn remote_place(address: &Address) -> u32 {
     let [a, b, c, d] = address.0;
-    let sum = a.raw() ^ b.raw() ^ c.raw() ^ d.raw();
+    place_of(a.raw() ^ b.raw() ^ c.raw() ^ d.raw())
+}
+
+/// What [`remote_place`] makes of the address's four words of 32 bits, xored.
+#[must_use]
+#[inline(always)]
+pub const fn place_of(sum: u32) -> u32 {
     sum.wrapping_mul(0x9e37_79b1) >> (32 - REMOTE_BITS)
 }
 

@@ -199,10 +199,10 @@ fn what_is_known_of_flows_outlives_a_change_and_ends_with_the_endpoint() {
 #[ignore = "needs root: loads programs in a namespace of its own"]
 fn an_address_belongs_to_one_endpoint() {
     on_node(|node| {
-        let thief = node::Pod { ifindex: node.stranger, ..node.a };
+        let thief = node::Pod { ifindex: node.c.ifindex, ..node.a };
         let error = node.datapath.add_endpoint(&Node::config("pwc", &thief)).unwrap_err();
         assert!(error.to_string().contains("10.1.0.2"), "{error}");
-        assert_eq!(attached(node.stranger), (0, 0));
+        assert_eq!(attached(node.c.ifindex), (0, 0));
         let mut two = Node::config("pwc", &thief);
         two.addresses = vec!["10.1.0.8".parse().unwrap(), "10.1.0.9".parse().unwrap()];
         let error = node.datapath.add_endpoint(&two).unwrap_err();

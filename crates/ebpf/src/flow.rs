@@ -8,10 +8,10 @@
 //! A flow goes through the host stack in both directions or in none: the stack may translate it (port
 //! mappings, kube-proxy), and must see the replies. So the reply of what came out of it goes back into it.
 
-use aya_ebpf::{btf_maps::lpm_trie::Key, programs::TcContext};
+use aya_ebpf::{btf_maps::lpm_trie, programs::TcContext};
 use podwire_abi::{
     Address, Flow, FlowEvent, FlowKey, IpcacheEntry, NodeState, Pending, PortRule, Protocol,
-    Reason, Slot, Verdict, direction, identity, recent, remote_place, slot_flag, tcp_seen,
+    Reason, Slot, Verdict, direction, fold, identity, place_of, recent, slot_flag, tag, tcp_seen,
     verdict_flag,
 };
 
@@ -19,7 +19,7 @@ use crate::{
     maps::{
         FLOW_EVENTS, FLOWS, IPCACHE, PENDING, PREFIXES, REMOTES, SCRATCH, SLOTS, STATE, Scratch,
     },
-    packet::{self, Kind, Packet},
+    packet::{self, Kind, Packet, Words},
     policy,
     verdict::{self, Drop},
 };
@@ -36,43 +36,35 @@ pub struct Question {
     pub shown: u32,
 }
 
-impl Question {
-    /// About what the endpoint in a slot sends.
+/// A [`FlowKey`] in the words that it is written by.
+#[repr(transparent)]
+pub struct Key([u64; 3]);
+
+impl Key {
+    /// What the endpoint in a slot sends; `ports` as they lie in the packet.
     #[inline(always)]
-    pub fn sent(ctx: &TcContext, packet: &Packet, slot: u32) -> Self {
-        Self {
-            key: FlowKey {
-                endpoint: slot as u16,
-                protocol: packet.protocol,
-                direction: direction::SENT,
-                local_port: packet.source_port,
-                peer_port: packet.destination_port,
-                peer: packet.destination,
-            },
-            len: ctx.len(),
-            local: packet.source,
-            kind: packet.kind,
-            shown: packet.shown,
-        }
+    pub fn sent(slot: u32, protocol: Protocol, ports: u32, peer: Words) -> Self {
+        let head = slot | u32::from(protocol.0) << 16 | u32::from(direction::SENT) << 24;
+        Self([u64::from(head) | u64::from(ports) << 32, peer.0[0], peer.0[1]])
     }
 
-    /// About what the host stack hands to the endpoint in a slot.
+    /// What the endpoint in a slot sends, or the host stack hands to it.
     #[inline(always)]
-    pub fn received(ctx: &TcContext, packet: &Packet, slot: u32) -> Self {
-        Self {
-            key: FlowKey {
-                endpoint: slot as u16,
-                protocol: packet.protocol,
-                direction: direction::RECEIVED,
-                local_port: packet.destination_port,
-                peer_port: packet.source_port,
-                peer: packet.source,
-            },
-            len: ctx.len(),
-            local: packet.destination,
-            kind: packet.kind,
-            shown: packet.shown,
-        }
+    fn new(packet: &Packet, direction: u8, slot: u32) -> Self {
+        let head = slot | u32::from(packet.protocol.0) << 16 | u32::from(direction) << 24;
+        let (ports, peer) = if direction == direction::SENT {
+            (packet.ports, packet.destination)
+        } else {
+            (packet.ports.rotate_left(16), packet.source)
+        };
+        Self([u64::from(head) | u64::from(ports) << 32, peer.0[0], peer.0[1]])
+    }
+
+    #[inline(always)]
+    pub fn as_flow_key(&self) -> &FlowKey {
+        // SAFETY: 24 bytes, aligned to more than a flow key needs, any of which are one: its fields are
+        // these bytes in this order on a little-endian machine, as all targets of this crate are.
+        unsafe { &*(&raw const self.0).cast::<FlowKey>() }
     }
 }
 
@@ -81,38 +73,39 @@ impl Question {
 pub fn judge(
     ctx: &TcContext,
     packet: &Packet,
-    question: &Question,
+    direction: u8,
+    slot: u32,
     own: &Slot,
 ) -> Result<Verdict, Drop> {
-    if matches!(question.kind, Kind::Within | Kind::Echo)
-        && let Some(flow) = FLOWS.get_ptr_mut(&question.key)
+    let key = Key::new(packet, direction, slot);
+    if matches!(packet.kind, Kind::Within | Kind::Echo)
+        && let Some(flow) = FLOWS.get_ptr_mut(key.as_flow_key())
         && let Some(state) = STATE.get(0)
     {
         // SAFETY: one aligned word of a live map value, read once.
         let verdict = unsafe { (&raw const (*flow).verdict).read_volatile() };
-        if is_believed(verdict, &question.key, own, state)
-            && !(question.kind == Kind::Echo && verdict.has(verdict_flag::REPLY))
+        if is_believed(verdict, &key, own, state)
+            && !(packet.kind == Kind::Echo && verdict.has(verdict_flag::REPLY))
         {
-            count(flow, question.len, state);
+            count(flow, ctx.len(), state);
             // SAFETY: one aligned word of a live map value.
-            if question.shown & !unsafe { (*flow).tcp } != 0 {
-                note(question);
+            if packet.shown & !unsafe { (*flow).tcp } != 0 {
+                note(&question(ctx, packet, direction, &key));
             }
             return Ok(verdict);
         }
     }
+    let question = question(ctx, packet, direction, &key);
     let word = if question.kind == Kind::Error {
         let mut quoted = question.key;
-        let about =
-            if packet::quoted_flow(ctx, packet.transport as u64, &mut quoted, &question.local) != 0
-            {
-                ABOUT_A_FLOW
-            } else {
-                ABOUT_NOTHING
-            };
-        decide(question, &quoted, about)
+        let transport = packet.transport as u64;
+        let about = match packet::quoted_flow(ctx, transport, &mut quoted, &question.local) {
+            0 => ABOUT_NOTHING,
+            _ => ABOUT_A_FLOW,
+        };
+        decide(&question, &quoted, about)
     } else {
-        decide(question, &question.key, ABOUT_ITSELF)
+        decide(&question, &question.key, ABOUT_ITSELF)
     };
     match word {
         number @ 0..256 => Err(Drop(verdict::reason(number as u8))),
@@ -120,18 +113,47 @@ pub fn judge(
     }
 }
 
+#[inline(always)]
+fn question(ctx: &TcContext, packet: &Packet, direction: u8, key: &Key) -> Question {
+    let local = if direction == direction::SENT { packet.source } else { packet.destination };
+    Question {
+        key: *key.as_flow_key(),
+        len: ctx.len(),
+        local: local.address(),
+        kind: packet.kind,
+        shown: packet.shown,
+    }
+}
+
 /// Whether nothing that the verdict rests on has changed since.
 #[inline(always)]
-fn is_believed(verdict: Verdict, key: &FlowKey, own: &Slot, state: &NodeState) -> bool {
+fn is_believed(verdict: Verdict, key: &Key, own: &Slot, state: &NodeState) -> bool {
+    SLOTS
+        .get(verdict.peer_slot())
+        .is_some_and(|peer| is_believed_of(verdict, key, own, state, peer))
+}
+
+/// The same, given the slot that the verdict names, be it a peer's or not.
+#[inline(always)]
+pub fn is_believed_of(
+    verdict: Verdict,
+    key: &Key,
+    own: &Slot,
+    state: &NodeState,
+    peer: &Slot,
+) -> bool {
     let stamp = verdict.stamp();
-    if verdict.tag() != key.tag() || stamp < latest(&own.changed) || stamp < latest(&state.changed)
+    let [head, high, low] = key.0;
+    if verdict.tag() != tag(fold(head ^ high ^ low))
+        || stamp < latest(&own.changed)
+        || stamp < latest(&state.changed)
     {
         return false;
     }
     if verdict.has(verdict_flag::LOCAL_PEER) {
-        return SLOTS.get(verdict.peer_slot()).is_some_and(|peer| stamp >= latest(&peer.changed));
+        return stamp >= latest(&peer.changed);
     }
-    REMOTES.get(remote_place(&key.peer)).is_some_and(|changed| stamp >= latest(changed))
+    REMOTES.get(place_of(fold(high ^ low))).is_some_and(|changed| stamp >= latest(changed))
 }
 
 #[inline(always)]
@@ -175,7 +197,7 @@ impl Peer {
             }
             return Ok(peer);
         }
-        let (identity, cidr) = match PREFIXES.get(&Key::new(128, *address)) {
+        let (identity, cidr) = match PREFIXES.get(&lpm_trie::Key::new(128, *address)) {
             Some(entry) => (entry.identity, entry.cidr),
             None => (identity::WORLD, 0),
         };
@@ -347,11 +369,12 @@ fn check_policy(
     let port = if is_opened_by_endpoint { key.peer_port } else { key.local_port };
     let place = PortRule::place(key.protocol, port.get());
     if is_opened_by_endpoint {
-        if !policy::allows(&own.egress, peer.identity, peer.cidr, place) {
+        if is_judged(own) && !policy::allows(&own.egress, peer.identity, peer.cidr, place) {
             return Err(Drop(Reason::EgressDenied));
         }
         if let Some(slot) = peer.slot
             && slot.ingress.flags != 0
+            && is_judged(slot)
             && !policy::allows(&slot.ingress, own.identity, cidr_of(local), place)
         {
             return Err(Drop(Reason::IngressDenied));
@@ -360,17 +383,25 @@ fn check_policy(
     }
     if let Some(slot) = peer.slot
         && slot.egress.flags != 0
+        && is_judged(slot)
         && !policy::allows(&slot.egress, own.identity, cidr_of(local), place)
     {
         return Err(Drop(Reason::EgressDenied));
     }
     // Whoever checks whether a pod is well is on the node.
     if peer.identity != identity::HOST
+        && is_judged(own)
         && !policy::allows(&own.ingress, peer.identity, peer.cidr, place)
     {
         return Err(Drop(Reason::IngressDenied));
     }
     Ok(())
+}
+
+/// What an adopted pod may do is its own plugin's affair.
+#[inline(always)]
+fn is_judged(slot: &Slot) -> bool {
+    slot.flags & slot_flag::CHAINED == 0
 }
 
 #[inline(always)]
@@ -478,6 +509,8 @@ fn confirm(question: &Question, pending: *mut Pending, under: Under, verdict: Ve
     let Scratch { there, back, there_key, back_key, .. } = unsafe { &mut *scratch };
     // SAFETY: a live map value of plain numbers.
     let sums = unsafe { &*pending };
+    // A reset after which both sides go on was none; the next one may be.
+    let tcp = sums.tcp & !(tcp_seen::RST | tcp_seen::RST << tcp_seen::PEER);
     let (verdict_there, verdict_back);
     if under == Under::Own {
         *there_key = question.key;
@@ -501,8 +534,8 @@ fn confirm(question: &Question, pending: *mut Pending, under: Under, verdict: Ve
         bytes: sums.bytes,
         seen: sums.seen,
         created: sums.created,
-        tcp: sums.tcp,
-        reserved: [0; 3],
+        tcp,
+        reserved: 0,
     };
     *back = Flow {
         verdict: verdict_back,
@@ -511,8 +544,8 @@ fn confirm(question: &Question, pending: *mut Pending, under: Under, verdict: Ve
         bytes: sums.reply_bytes,
         seen: sums.seen,
         created: sums.created,
-        tcp: tcp_seen::turned(sums.tcp),
-        reserved: [0; 3],
+        tcp: tcp_seen::turned(tcp),
+        reserved: 0,
     };
     if FLOWS.insert(&*there_key, &*there, 0).is_err() {
         event(FlowEvent::TableFull);
@@ -604,11 +637,12 @@ pub extern "C" fn note(question: *const Question) -> u64 {
         reply_packets: if is_reply { packets } else { other_packets },
         reply_bytes: if is_reply { bytes } else { other_bytes },
     };
-    let _ = if is_reply {
-        PENDING.insert(&*other_key, &*pending, 0)
-    } else {
-        PENDING.insert(question.key, &*pending, 0)
-    };
+    if !is_reply {
+        let _ = PENDING.insert(question.key, &*pending, 0);
+    } else if others.is_some() {
+        // Only the direction that began it knows what was decided about it.
+        let _ = PENDING.insert(&*other_key, &*pending, 0);
+    }
     let _ = FLOWS.remove(&*other_key);
     let _ = FLOWS.remove(question.key);
     event(FlowEvent::Ended);
@@ -617,7 +651,7 @@ pub extern "C" fn note(question: *const Question) -> u64 {
 
 /// One more packet of a confirmed flow.
 #[inline(always)]
-fn count(flow: *mut Flow, len: u32, state: &NodeState) {
+pub fn count(flow: *mut Flow, len: u32, state: &NodeState) {
     // SAFETY: aligned words of a live map value; sums are added to atomically, and two CPUs that write the
     // time write the same, or nearly.
     unsafe {

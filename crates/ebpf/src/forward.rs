@@ -13,7 +13,7 @@ use podwire_abi::{
 use crate::{
     maps::{IPCACHE, SLOTS},
     packet::{
-        self, ETH_LEN, IPV4_LEN, Packet, at, read_u8, read_u16, write_u8, write_u16, write_u32,
+        Bytes, ETH_LEN, Frame, IPV4_LEN, Packet, read_u8, read_u16, write_u8, write_u16, write_u32,
     },
     verdict::{Drop, Outcome, Verdict},
 };
@@ -41,8 +41,8 @@ pub fn endpoint(entry: &IpcacheEntry, address: &Address) -> Result<&'static Slot
 /// Hands the packet to the host stack, as if `podwire_host` had received it. Returning OK on the
 /// host link would not do: that link has no address, and reverse-path filters drop there.
 #[inline(always)]
-pub fn to_stack(ctx: &TcContext, config: &NodeConfig, reason: Reason) -> Outcome {
-    set_ethernet(ctx, &config.to_host)?;
+pub fn to_stack(frame: Frame, config: &NodeConfig, reason: Reason) -> Outcome {
+    set_ethernet(frame.at::<0, ETH_LEN>()?, &config.to_host);
     // SAFETY: a helper call that takes plain numbers.
     let action = unsafe { bpf_redirect(config.host_ifindex, u64::from(BPF_F_INGRESS)) };
     Ok(Verdict::redirected(action, reason))
@@ -52,6 +52,7 @@ pub fn to_stack(ctx: &TcContext, config: &NodeConfig, reason: Reason) -> Outcome
 #[inline(always)]
 pub fn send(
     ctx: &TcContext,
+    frame: Frame,
     packet: &Packet,
     own: &Slot,
     config: &NodeConfig,
@@ -63,49 +64,52 @@ pub fn send(
         }
         let by_flow = verdict.has(verdict_flag::BY_FLOW) && verdict.has(verdict_flag::LOCAL_PEER);
         let reason = if by_flow { Reason::ToStackByFlow } else { Reason::ToStack };
-        return to_stack(ctx, config, reason);
+        return to_stack(frame, config, reason);
     }
     match SLOTS.get(verdict.peer_slot()) {
-        Some(peer) if peer.owns(&packet.destination) => {
+        Some(peer) if packet.destination.is_of(peer) => {
             if packet.hops <= 1 {
-                return to_stack(ctx, config, Reason::ToStackExpired);
+                return to_stack(frame, config, Reason::ToStackExpired);
             }
-            deliver_routed(ctx, packet, peer)
+            // Both families' headers are longer than IPv4's, which is all that an IPv4 packet need have.
+            let is_ipv4 = packet.destination.is_ipv4();
+            let bytes = frame.at::<0, { ETH_LEN + IPV4_LEN }>()?;
+            deliver_routed(ctx, bytes, is_ipv4, peer)
         }
         _ => Err(Drop(Reason::StaleEndpoint)),
     }
 }
 
-/// Hands the packet to a pod, after what a router would do to it.
+/// Hands the packet to a pod, after what a router would do to it. `bytes` are the frame's, up to its IP
+/// header's end.
 #[inline(always)]
-fn deliver_routed(ctx: &TcContext, packet: &Packet, slot: &Slot) -> Outcome {
-    if packet.destination.is_ipv4() {
-        let header = at::<IPV4_LEN>(ctx, ETH_LEN)?;
+pub fn deliver_routed(ctx: &TcContext, bytes: Bytes, is_ipv4: bool, slot: &Slot) -> Outcome {
+    if is_ipv4 {
         // The TTL is the upper byte of its word, so the checksum grows by 0x0100. A sum of 0xffff carries
         // as well: no header that is not all zeros has that checksum (RFC 1624, 3), which receivers that
         // compute it anew compare with.
-        let sum = u32::from(u16::from_be(read_u16::<10>(header))) + 0x0100;
-        write_u16::<10>(header, ((sum + ((sum + 1) >> 16)) as u16).to_be());
-        write_u8::<8>(header, read_u8::<8>(header) - 1);
+        let sum = u32::from(u16::from_be(read_u16::<24>(bytes))) + 0x0100;
+        write_u16::<24>(bytes, ((sum + ((sum + 1) >> 16)) as u16).to_be());
+        write_u8::<22>(bytes, read_u8::<22>(bytes) - 1);
     } else {
-        let header = at::<{ packet::IPV6_LEN }>(ctx, ETH_LEN)?;
-        write_u8::<7>(header, read_u8::<7>(header) - 1);
+        write_u8::<21>(bytes, read_u8::<21>(bytes) - 1);
     }
-    deliver(ctx, slot)
+    set_ethernet(bytes, &slot.to_pod);
+    hand_over(ctx, slot)
 }
 
 /// Hands the packet to a pod; the host stack has done a router's work already.
 #[inline(always)]
-pub fn deliver_from_stack(ctx: &TcContext, slot: &Slot) -> Outcome {
+pub fn deliver_from_stack(ctx: &TcContext, frame: Frame, slot: &Slot) -> Outcome {
     // The router pair is NOARP, its frames carry podwire_host's own address: to the kernel they
     // are another host's, and the pod would not take them.
     ctx.change_type(PACKET_HOST).map_err(|_| Drop(Reason::Unchangeable))?;
-    deliver(ctx, slot)
+    set_ethernet(frame.at::<0, ETH_LEN>()?, &slot.to_pod);
+    hand_over(ctx, slot)
 }
 
 #[inline(always)]
-fn deliver(ctx: &TcContext, slot: &Slot) -> Outcome {
-    set_ethernet(ctx, &slot.to_pod)?;
+fn hand_over(ctx: &TcContext, slot: &Slot) -> Outcome {
     if slot.flags & slot_flag::DELIVER_TO_EGRESS != 0 {
         ctx.set_mark(MARK_DECIDED);
         // SAFETY: a helper call that takes plain numbers.
@@ -127,10 +131,8 @@ pub fn answer(ctx: &TcContext, slot: &Slot, reason: Reason) -> Outcome {
 }
 
 #[inline(always)]
-fn set_ethernet(ctx: &TcContext, pair: &EthernetPair) -> Result<(), Drop> {
-    let frame = at::<ETH_LEN>(ctx, 0)?;
-    write_u32::<0>(frame, pair.0[0]);
-    write_u32::<4>(frame, pair.0[1]);
-    write_u32::<8>(frame, pair.0[2]);
-    Ok(())
+fn set_ethernet(ethernet: Bytes, pair: &EthernetPair) {
+    write_u32::<0>(ethernet, pair.0[0]);
+    write_u32::<4>(ethernet, pair.0[1]);
+    write_u32::<8>(ethernet, pair.0[2]);
 }

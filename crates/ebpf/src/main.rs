@@ -15,6 +15,7 @@
 #![expect(internal_features, reason = "Rust has no atomic addition of its own on this target")]
 
 mod arp;
+mod fast;
 mod flow;
 mod forward;
 mod maps;
@@ -24,11 +25,10 @@ mod policy;
 mod verdict;
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
-use podwire_abi::{Address, Hook, MARK_DECIDED, NodeConfig, Reason, Slot, slot_flag};
+use podwire_abi::{Address, Hook, MARK_DECIDED, NodeConfig, Reason, Slot, direction, slot_flag};
 
 use crate::{
-    flow::Question,
-    packet::{ETH_ARP, ETH_IPV4, ETH_IPV6, Packet},
+    packet::{ETH_ARP, ETH_IPV4, ETH_IPV6, ETH_LEN, Frame, Packet},
     verdict::{Drop, Outcome, Verdict},
 };
 
@@ -59,33 +59,37 @@ pub fn from_host(ctx: TcContext) -> i32 {
 #[inline(always)]
 fn judge_from_container(ctx: &TcContext) -> Outcome {
     let (number, slot) = slot_of_link(ctx)?;
+    if let Some(outcome) = fast::from_container(ctx, number, slot) {
+        return outcome;
+    }
     if slot.flags & slot_flag::CHAINED != 0 {
         return judge_from_chained(ctx, slot);
     }
     let config = config()?;
-    let frame = packet::ethernet(ctx)?;
-    let ethertype = packet::ethertype(ctx, frame)?;
-    match packet::compare_ethernet(frame, &slot.from_pod)? {
+    let frame = Frame::new(ctx)?;
+    let ethernet = frame.at::<0, ETH_LEN>()?;
+    let ethertype = packet::ethertype(ctx, ethernet)?;
+    match packet::compare_ethernet(ethernet, &slot.from_pod)? {
         packet::Ethernet::ToGateway => {}
         packet::Ethernet::ToMany if ethertype == ETH_ARP => return arp::answer(ctx, slot, config),
         packet::Ethernet::ToMany if ethertype == ETH_IPV6 => {
-            let packet = packet::parse_ipv6(ctx)?;
+            let packet = packet::parse_ipv6(ctx, frame)?;
             return neighbour::judge(ctx, &packet, slot, config).unwrap_or_else(|| {
                 check_source(&packet, slot)?;
                 Err(Drop(Reason::Multicast))
             });
         }
         packet::Ethernet::ToMany if ethertype == ETH_IPV4 => {
-            check_source(&packet::parse_ipv4(ctx)?, slot)?;
+            check_source(&packet::parse_ipv4(ctx, frame)?, slot)?;
             return Err(Drop(Reason::Multicast));
         }
         packet::Ethernet::ToMany => return Err(Drop(Reason::UnsupportedProtocol)),
         packet::Ethernet::ToOther => return Err(Drop(Reason::NotForGateway)),
     }
     let mut packet = match ethertype {
-        ETH_IPV4 => packet::parse_ipv4(ctx)?,
+        ETH_IPV4 => packet::parse_ipv4(ctx, frame)?,
         ETH_IPV6 => {
-            let packet = packet::parse_ipv6(ctx)?;
+            let packet = packet::parse_ipv6(ctx, frame)?;
             if let Some(outcome) = neighbour::judge(ctx, &packet, slot, config) {
                 return outcome;
             }
@@ -95,30 +99,31 @@ fn judge_from_container(ctx: &TcContext) -> Outcome {
         _ => return Err(Drop(Reason::UnsupportedProtocol)),
     };
     check_source(&packet, slot)?;
-    if packet.destination.is_multicast() {
+    if packet.destination.address().is_multicast() {
         return Err(Drop(Reason::Multicast));
     }
-    if packet.destination.is_ipv6_link_local() {
+    if packet.destination.address().is_ipv6_link_local() {
         return Err(Drop(Reason::LinkLocal));
     }
-    packet.read_ports(ctx)?;
-    let verdict = flow::judge(ctx, &packet, &Question::sent(ctx, &packet, number), slot)?;
-    forward::send(ctx, &packet, slot, config, verdict)
+    packet.read_ports(ctx, frame)?;
+    let verdict = flow::judge(ctx, &packet, direction::SENT, number, slot)?;
+    forward::send(ctx, frame, &packet, slot, config, verdict)
 }
 
 /// What a pod sends whose interface is another plugin's: how it finds its neighbours and gateway is that
 /// plugin's affair, where its packets say they come from is ours.
 #[inline(always)]
 fn judge_from_chained(ctx: &TcContext, slot: &Slot) -> Outcome {
-    let packet = match packet::ethertype(ctx, packet::ethernet(ctx)?)? {
-        ETH_IPV4 => packet::parse_ipv4(ctx)?,
-        ETH_IPV6 => packet::parse_ipv6(ctx)?,
+    let frame = Frame::new(ctx)?;
+    let packet = match packet::ethertype(ctx, frame.at::<0, ETH_LEN>()?)? {
+        ETH_IPV4 => packet::parse_ipv4(ctx, frame)?,
+        ETH_IPV6 => packet::parse_ipv6(ctx, frame)?,
         _ => return Ok(Verdict::next(Reason::PassedToLink)),
     };
-    let source = &packet.source;
+    let source = packet.source.address();
     // Before it has an address, and among neighbours, a host speaks otherwise (RFC 2131, RFC 4862).
     let nobody = source.is_unspecified() || source.is_ipv4() && source.ipv4_raw().raw() == 0;
-    if !slot.owns(source) && !nobody && !source.is_ipv6_link_local() {
+    if !slot.owns(&source) && !nobody && !source.is_ipv6_link_local() {
         return Err(Drop(Reason::SpoofedAddress));
     }
     Ok(Verdict::next(Reason::PassedToLink))
@@ -134,47 +139,50 @@ fn judge_to_container(ctx: &TcContext) -> Outcome {
     if slot.flags & slot_flag::CHAINED != 0 {
         return Ok(Verdict::next(Reason::Passed));
     }
-    let mut packet = match packet::ethertype(ctx, packet::ethernet(ctx)?)? {
-        ETH_IPV4 => packet::parse_ipv4(ctx)?,
-        ETH_IPV6 => packet::parse_ipv6(ctx)?,
+    let frame = Frame::new(ctx)?;
+    let mut packet = match packet::ethertype(ctx, frame.at::<0, ETH_LEN>()?)? {
+        ETH_IPV4 => packet::parse_ipv4(ctx, frame)?,
+        ETH_IPV6 => packet::parse_ipv6(ctx, frame)?,
         ETH_ARP => return Ok(Verdict::next(Reason::Passed)),
         _ => return Err(Drop(Reason::UnsupportedProtocol)),
     };
-    if packet.destination.is_multicast() {
+    if packet.destination.address().is_multicast() {
         return Err(Drop(Reason::Multicast));
     }
-    if !slot.owns(&packet.destination) {
+    if !packet.destination.is_of(slot) {
         return Err(Drop(Reason::UnknownDestination));
     }
     if neighbour::is_discovery(ctx, &packet)? {
         return Ok(Verdict::next(Reason::Passed));
     }
-    packet.read_ports(ctx)?;
-    flow::judge(ctx, &packet, &Question::received(ctx, &packet, number), slot)?;
+    packet.read_ports(ctx, frame)?;
+    flow::judge(ctx, &packet, direction::RECEIVED, number, slot)?;
     Ok(Verdict::next(Reason::Passed))
 }
 
 #[inline(always)]
 fn judge_from_host(ctx: &TcContext) -> Outcome {
-    let mut packet = match packet::ethertype(ctx, packet::ethernet(ctx)?)? {
-        ETH_IPV4 => packet::parse_ipv4(ctx)?,
-        ETH_IPV6 => packet::parse_ipv6(ctx)?,
+    let frame = Frame::new(ctx)?;
+    let mut packet = match packet::ethertype(ctx, frame.at::<0, ETH_LEN>()?)? {
+        ETH_IPV4 => packet::parse_ipv4(ctx, frame)?,
+        ETH_IPV6 => packet::parse_ipv6(ctx, frame)?,
         _ => return Err(Drop(Reason::UnsupportedProtocol)),
     };
-    if packet.destination.is_multicast() {
+    if packet.destination.address().is_multicast() {
         return Err(Drop(Reason::Multicast));
     }
-    let holder = forward::holder(&packet.destination).ok_or(Drop(Reason::UnknownDestination))?;
-    let slot = forward::endpoint(holder, &packet.destination)?;
-    packet.read_ports(ctx)?;
-    flow::judge(ctx, &packet, &Question::received(ctx, &packet, holder.slot), slot)?;
-    forward::deliver_from_stack(ctx, slot)
+    let destination = packet.destination.address();
+    let holder = forward::holder(&destination).ok_or(Drop(Reason::UnknownDestination))?;
+    let slot = forward::endpoint(holder, &destination)?;
+    packet.read_ports(ctx, frame)?;
+    flow::judge(ctx, &packet, direction::RECEIVED, holder.slot, slot)?;
+    forward::deliver_from_stack(ctx, frame, slot)
 }
 
 /// A pod sends from its own addresses only.
 #[inline(always)]
 fn check_source(packet: &Packet, slot: &Slot) -> Result<(), Drop> {
-    if slot.owns(&packet.source) { Ok(()) } else { Err(Drop(Reason::SpoofedAddress)) }
+    if packet.source.is_of(slot) { Ok(()) } else { Err(Drop(Reason::SpoofedAddress)) }
 }
 
 /// The endpoint behind the link that the packet is at, and the number of its slot. Most endpoints have the slot that the low bits

@@ -49,7 +49,7 @@ pub fn judge(
             Some(verdict::of_word(answer(ctx, is_plain.into(), slot, config)))
         }
         LISTENER_QUERY..=LISTENER_DONE | ROUTER_SOLICITATION | LISTENER_REPORT_V2 => {
-            let allowed = may_speak_on_link(&packet.source, slot);
+            let allowed = may_speak_on_link(&packet.source.address(), slot);
             Some(Err(Drop(if allowed { Reason::Multicast } else { Reason::SpoofedAddress })))
         }
         ROUTER_ADVERTISEMENT | NEIGHBOUR_ADVERTISEMENT | REDIRECT => {

@@ -7,7 +7,7 @@ use core::{arch::asm, mem::offset_of};
 
 use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use podwire_abi::{
-    Address, Be16, Be32, EthernetPair, FlowKey, FragmentKey, FragmentPorts, Protocol, Reason,
+    Address, Be16, Be32, EthernetPair, FlowKey, FragmentKey, FragmentPorts, Protocol, Reason, Slot,
     direction, tcp_seen,
 };
 
@@ -32,13 +32,68 @@ const ICMPV6_ECHO_REPLY: u8 = 129;
 /// IPv6 extension headers that are followed before a packet is given up on.
 const MAX_EXTENSION_HEADERS: usize = 6;
 
+/// An address in two words, as it lies in memory: what is written in one piece is read back without delay,
+/// be it in two (by the kernel's hash) or in one (by its comparison).
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Words(pub [u64; 2]);
+
+/// The lower half of the second word of an IPv4 address: `::ffff:a.b.c.d`.
+const V4_PREFIX: u64 = u32::from_ne_bytes([0, 0, 0xff, 0xff]) as u64;
+
+impl Words {
+    #[inline(always)]
+    pub const fn from_ipv4(raw: u32) -> Self {
+        Self([0, (raw as u64) << 32 | V4_PREFIX])
+    }
+
+    /// The endpoint's IPv6 address.
+    #[inline(always)]
+    pub fn of_slot(slot: &Slot) -> Self {
+        const _: () = assert!(offset_of!(Slot, ipv6) % 8 == 0);
+        // SAFETY: 16 bytes of a live map value, at a multiple of eight.
+        Self(unsafe { (&raw const slot.ipv6).cast::<[u64; 2]>().read() })
+    }
+
+    #[inline(always)]
+    pub const fn address(&self) -> Address {
+        let [high, low] = self.0;
+        Address([
+            Be32::from_raw(high as u32),
+            Be32::from_raw((high >> 32) as u32),
+            Be32::from_raw(low as u32),
+            Be32::from_raw((low >> 32) as u32),
+        ])
+    }
+
+    #[inline(always)]
+    pub const fn is_ipv4(&self) -> bool {
+        self.0[0] == 0 && self.0[1] as u32 == V4_PREFIX as u32
+    }
+
+    /// The IPv4 address as it stands in a packet.
+    #[inline(always)]
+    pub const fn ipv4_raw(&self) -> u32 {
+        (self.0[1] >> 32) as u32
+    }
+
+    /// Whether it is one of the endpoint's own.
+    #[inline(always)]
+    pub fn is_of(&self, slot: &Slot) -> bool {
+        if self.is_ipv4() {
+            slot.ipv4.raw() == self.ipv4_raw() && self.ipv4_raw() != 0
+        } else {
+            *self == Self::of_slot(slot) && self.0 != [0, 0]
+        }
+    }
+}
+
 /// An IP packet, as far as its fixed headers go; [`read_ports`](Self::read_ports) reads the rest.
 #[derive(Clone, Copy)]
 pub struct Packet {
-    pub source: Address,
-    pub destination: Address,
-    pub source_port: Be16,
-    pub destination_port: Be16,
+    pub source: Words,
+    pub destination: Words,
+    /// As they lie in the packet: the source's two bytes, the destination's two.
+    pub ports: u32,
     pub protocol: Protocol,
     /// TTL or hop limit.
     pub hops: u8,
@@ -79,21 +134,52 @@ pub enum Ethernet {
     ToOther,
 }
 
-/// The frame's link-layer header.
-#[inline(always)]
-pub fn ethernet(ctx: &TcContext) -> Result<Bytes, Drop> {
-    at::<ETH_LEN>(ctx, 0)
+/// A frame whose headers, as far as they usually go, are linear.
+#[derive(Clone, Copy)]
+pub struct Frame {
+    start: u64,
+    end: u64,
+}
+
+/// Ethernet, IPv6, TCP without options.
+const USUAL_HEADERS: u64 = (ETH_LEN + IPV6_LEN + 20) as u64;
+
+impl Frame {
+    #[inline(always)]
+    pub fn new(ctx: &TcContext) -> Result<Self, Drop> {
+        let len = u64::from(ctx.len());
+        let wanted = if len < USUAL_HEADERS { len } else { USUAL_HEADERS };
+        let frame = Self::linear(ctx);
+        if frame.start + wanted <= frame.end {
+            return Ok(frame);
+        }
+        ctx.pull_data(wanted as u32).map_err(|_| Drop(Reason::Malformed))?;
+        Ok(Self::linear(ctx))
+    }
+
+    /// As much of the frame as is linear.
+    #[inline(always)]
+    pub fn linear(ctx: &TcContext) -> Self {
+        let (start, end) = bounds(ctx);
+        Self { start, end }
+    }
+
+    /// The bytes at a fixed place.
+    #[inline(always)]
+    pub fn at<const OFFSET: usize, const LEN: usize>(self) -> Result<Bytes, Drop> {
+        linear::<LEN>(self.start, self.end, OFFSET).ok_or(Drop(Reason::Malformed))
+    }
 }
 
 /// The frame's type, after a VLAN tag has been ruled out. A tag stands in the packet's metadata on
 /// a veth, and in its bytes under test-run.
 #[inline(always)]
-pub fn ethertype(ctx: &TcContext, frame: Bytes) -> Result<u16, Drop> {
+pub fn ethertype(ctx: &TcContext, ethernet: Bytes) -> Result<u16, Drop> {
     // SAFETY: the context is valid for the whole run of the program.
     if unsafe { (*ctx.skb.skb).vlan_present } != 0 {
         return Err(Drop(Reason::Vlan));
     }
-    let ethertype = Be16::from_raw(read_u16::<12>(frame)).get();
+    let ethertype = Be16::from_raw(read_u16::<12>(ethernet)).get();
     if ethertype == ETH_VLAN || ethertype == ETH_QINQ {
         return Err(Drop(Reason::Vlan));
     }
@@ -128,8 +214,8 @@ pub fn compare_ethernet(frame: Bytes, expected: &EthernetPair) -> Result<Etherne
 /// |                          destination                          |
 /// ```
 #[inline(always)]
-pub fn parse_ipv4(ctx: &TcContext) -> Result<Packet, Drop> {
-    let header = at::<IPV4_LEN>(ctx, ETH_LEN)?;
+pub fn parse_ipv4(ctx: &TcContext, frame: Frame) -> Result<Packet, Drop> {
+    let header = frame.at::<ETH_LEN, IPV4_LEN>()?;
     let first = read_u8::<0>(header);
     let header_len = usize::from(first & 0x0f) * 4;
     let total_len = u32::from(Be16::from_raw(read_u16::<2>(header)).get());
@@ -154,10 +240,9 @@ pub fn parse_ipv4(ctx: &TcContext) -> Result<Packet, Drop> {
         _ => Fragment::Later(identification),
     };
     Ok(Packet {
-        source: Address::from_ipv4_raw(Be32::from_raw(read_u32::<12>(header))),
-        destination: Address::from_ipv4_raw(Be32::from_raw(read_u32::<16>(header))),
-        source_port: Be16::new(0),
-        destination_port: Be16::new(0),
+        source: Words::from_ipv4(read_u32::<12>(header)),
+        destination: Words::from_ipv4(read_u32::<16>(header)),
+        ports: 0,
         protocol,
         hops: read_u8::<8>(header),
         transport: ETH_LEN + header_len,
@@ -177,15 +262,15 @@ pub fn parse_ipv4(ctx: &TcContext) -> Result<Packet, Drop> {
 /// |                     destination (16 bytes)                    |
 /// ```
 #[inline(always)]
-pub fn parse_ipv6(ctx: &TcContext) -> Result<Packet, Drop> {
-    let header = at::<IPV6_LEN>(ctx, ETH_LEN)?;
+pub fn parse_ipv6(ctx: &TcContext, frame: Frame) -> Result<Packet, Drop> {
+    let header = frame.at::<ETH_LEN, IPV6_LEN>()?;
     let payload_len = u32::from(Be16::from_raw(read_u16::<4>(header)).get());
     let wanted = payload_len + (ETH_LEN + IPV6_LEN) as u32;
     if read_u8::<0>(header) >> 4 != 6 || wanted > ctx.len() && !is_offloaded(ctx) {
         return Err(Drop(Reason::Malformed));
     }
-    let source = ipv6_address::<8, 12, 16, 20>(header);
-    let destination = ipv6_address::<24, 28, 32, 36>(header);
+    let source = Words([read_u64::<8>(header), read_u64::<16>(header)]);
+    let destination = Words([read_u64::<24>(header), read_u64::<32>(header)]);
     // Keys hold IPv4 addresses in this form, and no packet may carry it (RFC 4291, 2.5.5.2).
     if source.is_ipv4() || destination.is_ipv4() {
         return Err(Drop(Reason::Malformed));
@@ -200,8 +285,7 @@ pub fn parse_ipv6(ctx: &TcContext) -> Result<Packet, Drop> {
     Ok(Packet {
         source,
         destination,
-        source_port: Be16::new(0),
-        destination_port: Be16::new(0),
+        ports: 0,
         protocol: Protocol(next),
         hops,
         transport,
@@ -215,20 +299,19 @@ impl Packet {
     /// Reads ports or what stands for them, and what the packet means to its flow. Later
     /// fragments get the ports that their first fragment left behind.
     #[inline(always)]
-    pub fn read_ports(&mut self, ctx: &TcContext) -> Result<(), Drop> {
+    pub fn read_ports(&mut self, ctx: &TcContext, frame: Frame) -> Result<(), Drop> {
         if let Fragment::Later(identification) = self.fragment {
             // SAFETY: read at once; an entry reused in between would only name another flow.
             let ports = unsafe { FRAGMENTS.get(self.fragment_key(identification)) };
             let ports = ports.ok_or(Drop(Reason::UnknownFragment))?;
-            self.source_port = ports.source_port;
-            self.destination_port = ports.destination_port;
+            self.ports =
+                u32::from(ports.destination_port.raw()) << 16 | u32::from(ports.source_port.raw());
             return Ok(());
         }
         match self.protocol {
             Protocol::TCP => {
-                let header = at::<16>(ctx, self.transport)?;
-                self.set_ports(read_u32::<0>(header));
-                let flags = read_u8::<13>(header);
+                let (ports, flags) = self.tcp(ctx, frame)?;
+                self.ports = ports;
                 self.shown = tcp_seen::shown(flags);
                 // SYN is 2, ACK 16.
                 if flags & 0x12 == 0x02 {
@@ -236,18 +319,18 @@ impl Packet {
                 }
             }
             Protocol::UDP | Protocol::SCTP => {
-                self.set_ports(read_u32::<0>(at::<8>(ctx, self.transport)?));
+                let [ports, _]: [u32; 2] = load(ctx, self.transport)?;
+                self.ports = ports;
             }
             Protocol::ICMP | Protocol::ICMPV6 => {
-                let header = at::<8>(ctx, self.transport)?;
-                self.set_icmp([read_u32::<0>(header), read_u32::<4>(header)]);
+                (self.kind, self.ports) = icmp(self.protocol, load(ctx, self.transport)?);
             }
             _ => {}
         }
         if let Fragment::First(identification) = self.fragment {
             let ports = FragmentPorts {
-                source_port: self.source_port,
-                destination_port: self.destination_port,
+                source_port: Be16::from_raw(self.ports as u16),
+                destination_port: Be16::from_raw((self.ports >> 16) as u16),
             };
             // A full table forgets another packet's ports: its later fragments are counted.
             let _ = FRAGMENTS.insert(self.fragment_key(identification), ports, 0);
@@ -255,44 +338,54 @@ impl Packet {
         Ok(())
     }
 
+    /// Ports and flags of a TCP header, which is mostly where it is in a packet without options.
+    #[inline(always)]
+    fn tcp(&self, ctx: &TcContext, frame: Frame) -> Result<(u32, u8), Drop> {
+        const BEHIND_IPV4: usize = ETH_LEN + IPV4_LEN;
+        const BEHIND_IPV6: usize = ETH_LEN + IPV6_LEN;
+        let header = match self.transport {
+            BEHIND_IPV4 => frame.at::<BEHIND_IPV4, 16>(),
+            BEHIND_IPV6 => frame.at::<BEHIND_IPV6, 16>(),
+            _ => Err(Drop(Reason::Malformed)),
+        };
+        if let Ok(header) = header {
+            return Ok((read_u32::<0>(header), read_u8::<13>(header)));
+        }
+        let words: [u32; 4] = load(ctx, self.transport)?;
+        Ok((words[0], words[3].to_ne_bytes()[1]))
+    }
+
     #[inline(always)]
     fn fragment_key(&self, identification: Be32) -> FragmentKey {
         FragmentKey {
-            source: self.source,
-            destination: self.destination,
+            source: self.source.address(),
+            destination: self.destination.address(),
             identification,
             protocol: self.protocol,
             reserved: [0; 3],
         }
     }
+}
 
-    /// `ports` as they lie in the packet: the source's two bytes, the destination's two.
-    #[inline(always)]
-    fn set_ports(&mut self, ports: u32) {
-        let [a, b, c, d] = ports.to_ne_bytes();
-        self.source_port = Be16::from_raw(u16::from_ne_bytes([a, b]));
-        self.destination_port = Be16::from_raw(u16::from_ne_bytes([c, d]));
-    }
-
-    /// The identifier of an echo is the port of the side that asks.
-    #[inline(always)]
-    fn set_icmp(&mut self, header: [u32; 2]) {
-        let kind = header[0].to_ne_bytes()[0];
-        let [a, b, ..] = header[1].to_ne_bytes();
-        let identifier = Be16::from_raw(u16::from_ne_bytes([a, b]));
-        let (request, reply, is_error) = if self.protocol == Protocol::ICMP {
-            (ICMP_ECHO, ICMP_ECHO_REPLY, matches!(kind, 3 | 4 | 11 | 12))
-        } else {
-            (ICMPV6_ECHO, ICMPV6_ECHO_REPLY, kind < 128)
-        };
-        if kind == request {
-            self.source_port = identifier;
-            self.kind = Kind::Echo;
-        } else if kind == reply {
-            self.destination_port = identifier;
-        } else if is_error {
-            self.kind = Kind::Error;
-        }
+/// What an ICMP message means to its flow, and what stands for its ports: the identifier of an echo is the
+/// port of the side that asks.
+#[inline(always)]
+fn icmp(protocol: Protocol, header: [u32; 2]) -> (Kind, u32) {
+    let kind = header[0].to_ne_bytes()[0];
+    let identifier = header[1] & 0xffff;
+    let (request, reply, is_error) = if protocol == Protocol::ICMP {
+        (ICMP_ECHO, ICMP_ECHO_REPLY, matches!(kind, 3 | 4 | 11 | 12))
+    } else {
+        (ICMPV6_ECHO, ICMPV6_ECHO_REPLY, kind < 128)
+    };
+    if kind == request {
+        (Kind::Echo, identifier)
+    } else if kind == reply {
+        (Kind::Within, identifier << 16)
+    } else if is_error {
+        (Kind::Error, 0)
+    } else {
+        (Kind::Within, 0)
     }
 }
 
@@ -305,7 +398,9 @@ impl Packet {
 #[inline(never)]
 pub fn quoted_flow(ctx: &TcContext, transport: u64, key: &mut FlowKey, local: &Address) -> u64 {
     let Some(quoted) = try_quote(ctx, transport as usize, key.protocol) else { return 0 };
-    if quoted.source.is_ipv4() != local.is_ipv4() || quoted.destination.is_ipv4() != local.is_ipv4() {
+    // Keys hold IPv4 addresses among IPv6 ones: a quote could name the other family's flow.
+    if quoted.source.is_ipv4() != local.is_ipv4() || quoted.destination.is_ipv4() != local.is_ipv4()
+    {
         return 0;
     }
     let is_sent = key.direction == direction::SENT;
@@ -314,21 +409,31 @@ pub fn quoted_flow(ctx: &TcContext, transport: u64, key: &mut FlowKey, local: &A
     if quoted.source != *error_destination || is_sent && quoted.destination != *error_source {
         return 0;
     }
+    let (from, to) =
+        (Be16::from_raw(quoted.ports as u16), Be16::from_raw((quoted.ports >> 16) as u16));
     key.protocol = quoted.protocol;
     if is_sent {
-        key.local_port = quoted.destination_port;
-        key.peer_port = quoted.source_port;
+        key.local_port = to;
+        key.peer_port = from;
     } else {
-        key.local_port = quoted.source_port;
-        key.peer_port = quoted.destination_port;
+        key.local_port = from;
+        key.peer_port = to;
         key.peer = quoted.destination;
     }
     1
 }
 
-/// The packet that an ICMP error quotes. Quotes with options or extension headers are not understood.
+/// What an ICMP error quotes of a packet.
+struct Quote {
+    source: Address,
+    destination: Address,
+    ports: u32,
+    protocol: Protocol,
+}
+
+/// Quotes with options or extension headers are not understood.
 #[inline(always)]
-fn try_quote(ctx: &TcContext, error: usize, protocol: Protocol) -> Option<Packet> {
+fn try_quote(ctx: &TcContext, error: usize, protocol: Protocol) -> Option<Quote> {
     let quote = error + 8;
     let (source, destination, protocol, transport) = if protocol == Protocol::ICMP {
         let header: [u32; 5] = load(ctx, quote).ok()?;
@@ -344,26 +449,13 @@ fn try_quote(ctx: &TcContext, error: usize, protocol: Protocol) -> Option<Packet
         let next = header[1].to_ne_bytes()[2];
         (Address([a, b, c, d]), Address([e, f, g, h]), next, quote + IPV6_LEN)
     };
-    let mut quoted = Packet {
-        source,
-        destination,
-        source_port: Be16::new(0),
-        destination_port: Be16::new(0),
-        protocol: Protocol(protocol),
-        hops: 0,
-        transport,
-        fragment: Fragment::Whole,
-        kind: Kind::Within,
-        shown: 0,
+    let protocol = Protocol(protocol);
+    let ports = match protocol {
+        Protocol::TCP | Protocol::UDP | Protocol::SCTP => load::<u32>(ctx, transport).ok()?,
+        Protocol::ICMP | Protocol::ICMPV6 => icmp(protocol, load(ctx, transport).ok()?).1,
+        _ => 0,
     };
-    match quoted.protocol {
-        Protocol::TCP | Protocol::UDP | Protocol::SCTP => {
-            quoted.set_ports(load::<u32>(ctx, transport).ok()?);
-        }
-        Protocol::ICMP | Protocol::ICMPV6 => quoted.set_icmp(load(ctx, transport).ok()?),
-        _ => {}
-    }
-    Some(quoted)
+    Some(Quote { source, destination, ports, protocol })
 }
 
 const HOP_BY_HOP: u8 = 0;
@@ -426,19 +518,21 @@ fn is_offloaded(ctx: &TcContext) -> bool {
     unsafe { (*ctx.skb.skb).gso_size != 0 }
 }
 
-/// A pointer to `LEN` bytes of packet at `offset`, which are made linear if they are not.
+/// A pointer to `LEN` bytes of packet at `offset`, which are made linear if they are not. A [`Frame`] from
+/// before is of no use afterwards.
 #[inline(always)]
 pub fn at<const LEN: usize>(ctx: &TcContext, offset: usize) -> Result<Bytes, Drop> {
-    if let Some(bytes) = linear::<LEN>(ctx, offset) {
+    let (start, end) = bounds(ctx);
+    if let Some(bytes) = linear::<LEN>(start, end, offset) {
         return Ok(bytes);
     }
     ctx.pull_data((offset + LEN) as u32).map_err(|_| Drop(Reason::Malformed))?;
-    linear::<LEN>(ctx, offset).ok_or(Drop(Reason::Malformed))
+    let (start, end) = bounds(ctx);
+    linear::<LEN>(start, end, offset).ok_or(Drop(Reason::Malformed))
 }
 
 #[inline(always)]
-fn linear<const LEN: usize>(ctx: &TcContext, offset: usize) -> Option<Bytes> {
-    let (data, end) = bounds(ctx);
+fn linear<const LEN: usize>(data: u64, end: u64, offset: usize) -> Option<Bytes> {
     let start: u64;
     // The verifier wants the very pointer checked that is then read through; behind this copy, the
     // compiler cannot add it up anew.
@@ -481,16 +575,6 @@ fn bounds(ctx: &TcContext) -> (u64, u64) {
 #[derive(Clone, Copy)]
 pub struct Bytes(u64);
 
-#[inline(always)]
-fn ipv6_address<const A: i16, const B: i16, const C: i16, const D: i16>(header: Bytes) -> Address {
-    Address([
-        Be32::from_raw(read_u32::<A>(header)),
-        Be32::from_raw(read_u32::<B>(header)),
-        Be32::from_raw(read_u32::<C>(header)),
-        Be32::from_raw(read_u32::<D>(header)),
-    ])
-}
-
 macro_rules! access {
     ($read:ident, $write:ident, $type:ty, $insn:literal) => {
         /// One load instruction. Packet data is not aligned as Rust's references must be, and
@@ -531,6 +615,7 @@ macro_rules! access {
 access!(read_u8, write_u8, u8, "u8");
 access!(read_u16, write_u16, u16, "u16");
 access!(read_u32, write_u32, u32, "u32");
+access!(read_u64, write_u64, u64, "u64");
 
 /// Reads a value from anywhere in the packet.
 #[inline(always)]

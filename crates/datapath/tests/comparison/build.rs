@@ -1,4 +1,4 @@
-//! From bytes to packets: mostly right ones, since wrong ones end early.
+//! From bytes to packets of any kind: mostly right ones, since wrong ones end early.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -10,11 +10,11 @@ use super::super::{
     node::{HOST_MAC, NET_MAC, Node, Pod, ROUTER4, ROUTER6},
 };
 
-const TCP: u8 = 6;
-const UDP: u8 = 17;
-const ICMP: u8 = 1;
-const ICMPV6: u8 = 58;
-const SCTP: u8 = 132;
+pub const TCP: u8 = 6;
+pub const UDP: u8 = 17;
+pub const ICMP: u8 = 1;
+pub const ICMPV6: u8 = 58;
+pub const SCTP: u8 = 132;
 const FRAGMENT: u8 = 44;
 const AUTHENTICATION: u8 = 51;
 
@@ -42,12 +42,12 @@ impl<'i> Input<'i> {
         taken
     }
 
-    fn choose<T: Copy>(&mut self, from: &[T]) -> T {
+    pub fn choose<T: Copy>(&mut self, from: &[T]) -> T {
         from[usize::from(self.byte()) % from.len()]
     }
 
     /// One time in so many.
-    fn rarely(&mut self, times: u8) -> bool {
+    pub fn rarely(&mut self, times: u8) -> bool {
         self.byte() % times == times - 1
     }
 }
@@ -59,7 +59,7 @@ pub fn packet(input: &mut Input<'_>, node: &Node) -> Packet {
     let (sender, receiver) = if input.rarely(3) { (&node.b, &node.a) } else { (&node.a, &node.b) };
     let stranger = input.rarely(32);
     let ifindex = match hook {
-        _ if stranger => node.stranger,
+        _ if stranger => node.c.ifindex,
         Hook::FromHost => node.net_ifindex,
         Hook::ToContainer => receiver.ifindex,
         _ => sender.ifindex,
@@ -73,7 +73,7 @@ pub fn packet(input: &mut Input<'_>, node: &Node) -> Packet {
         3 | 4 => neighbour(input, node, sender, link),
         _ => ip(input, sender, receiver, link),
     };
-    change_bytes(input, &mut frame);
+    spoil(input, &mut frame);
     Packet { hook, ifindex, mark, gso_size, frame }
 }
 
@@ -166,9 +166,7 @@ fn ip(input: &mut Input<'_>, sender: &Pod, receiver: &Pod, link: Link) -> Vec<u8
     if is_v4 {
         let mut frame = link.ip(from, to, protocol, &payload);
         if input.rarely(6) {
-            let field = input.choose(&[0x2000_u16, 0x2001, 1, 2, 0x2002, 0x4000, 0x1fff]);
-            frame[18..20].copy_from_slice(&[0, input.byte() % 3]);
-            frame[20..22].copy_from_slice(&field.to_be_bytes());
+            fragment(input, &mut frame);
         }
         if input.rarely(8) {
             frame.splice(34..34, [1, 1, 1, 0]);
@@ -259,12 +257,25 @@ fn quote(input: &mut Input<'_>, from: IpAddr, to: IpAddr) -> Vec<u8> {
 }
 
 /// Up to three bytes wrong, or the end cut off.
-fn change_bytes(input: &mut Input<'_>, frame: &mut Vec<u8>) {
-    for _ in 0..input.byte() % 16 / 13 * 3 {
-        let place = usize::from(input.byte()) % frame.len();
-        frame[place] = input.byte();
-    }
+fn spoil(input: &mut Input<'_>, frame: &mut Vec<u8>) {
+    let count = input.byte() % 16 / 13 * 3;
+    change_bytes(input, frame, count);
     if input.rarely(16) {
         frame.truncate(14 + usize::from(input.byte()) % (frame.len() - 13));
     }
+}
+
+/// So many bytes wrong.
+pub fn change_bytes(input: &mut Input<'_>, bytes: &mut [u8], count: u8) {
+    for _ in 0..count {
+        let place = usize::from(input.byte()) % bytes.len();
+        bytes[place] = input.byte();
+    }
+}
+
+/// Makes an IPv4 packet a fragment, or marks it as one that must not become any.
+pub fn fragment(input: &mut Input<'_>, frame: &mut [u8]) {
+    let field = input.choose(&[0x2000_u16, 0x2001, 1, 2, 0x2002, 0x4000, 0x1fff]);
+    frame[18..20].copy_from_slice(&[0, input.byte() % 3]);
+    frame[20..22].copy_from_slice(&field.to_be_bytes());
 }

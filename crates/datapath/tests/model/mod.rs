@@ -1,15 +1,20 @@
-//! What the datapath does with a frame, said plainly: slices and `Option`, no maps, no kernel.
+//! What the datapath does with a frame, said plainly: slices, maps of the standard library and `Option`, no
+//! kernel.
 //!
 //! Written from DESIGN.md, `docs/decisions`, the documentation of `podwire_abi` and the RFCs named at
 //! each place, not from the programs, so that a mistake in one is not in the other. It uses none of
-//! `podwire_abi`'s code for addresses, flows and slots for the same reason, only its names: hooks,
-//! reasons and the mark.
+//! `podwire_abi`'s code for addresses, flows, policies and slots for the same reason, only its names: hooks,
+//! reasons, events and the mark; and the function that says where a remote address' ticket stands, which
+//! is what writers and readers have agreed on.
 //!
 //! | file | says |
 //! |---|---|
 //! | `parse` | what a frame holds, and when it is malformed |
-//! | `flow` | ports, what a packet means to its flow, stack symmetry, fragments |
+//! | `segment` | ports, what a packet means to its flow, fragments, quotes |
 //! | `verdict` | who may send what, and where it goes |
+//! | `judge` | what is decided about a flow: who is behind addresses, which direction, which way, whether policy permits |
+//! | `policy` | what a policy says of a packet |
+//! | `flows` | what is remembered: words that are believed, confirmed and pending flows, their life |
 //! | `answers` | bytes that change: routing, ARP replies, neighbour advertisements |
 //!
 //! What a test-run cannot show is not in it: the interface that a redirect names, and by which of the
@@ -21,36 +26,58 @@
 )]
 
 mod answers;
-mod flow;
+mod flows;
+mod judge;
 mod parse;
+mod policy;
+mod segment;
 mod verdict;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-pub use flow::{Counted, Flow, Fragmented};
-use podwire_datapath::abi::{Hook, Reason};
+pub use flows::{Count, Flow, Flows, Key, Pending, Way, Word};
+use podwire_datapath::abi::{FlowEvent, Hook, Reason};
+pub use policy::{Policies, Policy, Rule, Subject};
+pub use segment::Fragmented;
 
 /// An Ethernet address.
 pub type Mac = [u8; 6];
+
+/// The number of a change. A word that was decided before a change is not believed after it.
+pub type Ticket = u64;
 
 /// All that the programs know of their node.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Node {
     /// `None` until the node is set up.
     pub config: Option<Config>,
+    /// The last change.
+    pub ticket: Ticket,
+    /// The last change that concerns all flows.
+    pub changed: Ticket,
+    /// The flows' clock.
+    pub seconds: u32,
     /// Endpoints' places.
     pub slots: Vec<Slot>,
     /// Host links, by interface index, and the slots of their endpoints.
     pub links: BTreeMap<u32, u32>,
     /// Who has an address.
-    pub addresses: BTreeMap<IpAddr, Holder>,
-    /// Directions of flows that must go through the host stack, since their other direction does.
-    pub flows: BTreeMap<Flow, Counted>,
+    pub addresses: BTreeMap<IpAddr, Known>,
+    /// Who has what no entry of [`addresses`](Self::addresses) is about.
+    pub prefixes: Vec<(Prefix, Known)>,
+    /// When remote addresses changed, by their places.
+    pub remotes: BTreeMap<u32, Ticket>,
+    /// What endpoints may send and receive.
+    pub policies: Policies,
+    /// What is remembered of conversations.
+    pub flows: Flows,
     /// Ports of packets whose first fragment was seen.
     pub fragments: BTreeMap<Fragmented, (u16, u16)>,
+    /// What happened to flows so far.
+    pub events: BTreeMap<FlowEvent, u64>,
 }
 
 /// A node that is set up.
@@ -71,11 +98,15 @@ pub struct Config {
 pub struct Slot {
     /// Counts the changes.
     pub generation: u32,
+    /// The last change of anything that is said here.
+    pub changed: Ticket,
+    /// The last change of who has it.
+    pub born: Ticket,
     /// Who has it.
     pub endpoint: Option<Endpoint>,
 }
 
-/// A pod, as far as frames are concerned.
+/// A pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Endpoint {
     /// Interface index of its host link.
@@ -92,6 +123,12 @@ pub struct Endpoint {
     pub through: Through,
     /// Another plugin made its interface, and is its gateway.
     pub chained: bool,
+    /// What policies know it by.
+    pub identity: u32,
+    /// What it may send.
+    pub egress: Policy,
+    /// What it may receive.
+    pub ingress: Policy,
 }
 
 /// What of a pod's host link must see its packets.
@@ -115,18 +152,37 @@ impl Endpoint {
     }
 }
 
-/// Who has an address, as far as the node has been told.
+/// Who is behind an address or a prefix, as far as the node has been told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Holder {
-    /// Nobody with a slot on this node.
-    NoEndpoint,
-    /// The endpoint that had this slot when this was written.
-    Slot {
-        /// The slot's number.
-        number: u32,
-        /// Its generation then.
-        generation: u32,
-    },
+pub struct Known {
+    /// What policies know it by.
+    pub identity: u32,
+    /// Number of the narrowest prefix around it that a policy speaks of.
+    pub cidr: Option<u32>,
+    /// The slot of the endpoint that has it, and the slot's generation when this was written.
+    pub slot: Option<(u32, u32)>,
+}
+
+/// Addresses that begin alike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Prefix {
+    /// One of them.
+    pub address: IpAddr,
+    /// Bits that are alike.
+    pub length: u32,
+}
+
+impl Prefix {
+    fn has(&self, address: IpAddr) -> bool {
+        let alike = |a: u128, b: u128, bits: u32| {
+            (a ^ b).leading_zeros() - (128 - bits) >= self.length.min(bits)
+        };
+        match (self.address, address) {
+            (IpAddr::V4(a), IpAddr::V4(b)) => alike(u32::from(a).into(), u32::from(b).into(), 32),
+            (IpAddr::V6(a), IpAddr::V6(b)) => alike(a.into(), b.into(), 128),
+            _ => false,
+        }
+    }
 }
 
 /// A frame at a hook.
@@ -167,7 +223,7 @@ pub struct Fate {
     /// Its mark afterwards.
     pub mark: u32,
     /// Which flows' entries were looked at, made, changed or removed.
-    pub flows: Vec<Flow>,
+    pub flows: BTreeSet<Key>,
     /// Which packet's ports were looked up or noted.
     pub fragmented: Option<Fragmented>,
 }
@@ -180,7 +236,7 @@ impl Node {
             reason: Reason::Malformed,
             frame: packet.frame.clone(),
             mark: packet.mark,
-            flows: Vec::new(),
+            flows: BTreeSet::new(),
             fragmented: None,
         };
         let outcome = match packet.hook {
@@ -194,5 +250,9 @@ impl Node {
             Err(reason) => fate.reason = reason,
         }
         fate
+    }
+
+    fn count(&mut self, event: FlowEvent) {
+        *self.events.entry(event).or_default() += 1;
     }
 }

@@ -5,7 +5,8 @@ use std::net::{IpAddr, Ipv6Addr};
 use podwire_datapath::abi::{MARK_DECIDED, Reason};
 
 use super::{
-    Action, Config, Endpoint, Fate, Holder, Node, Packet, Through, answers,
+    Action, Config, Endpoint, Fate, Node, Packet, Through, answers,
+    flows::{Way, Word},
     parse::{Ethernet, Ethertype, ICMPV6, Ip, MALFORMED, Part, array},
 };
 
@@ -15,7 +16,7 @@ pub type Outcome = Result<(Action, Reason), Reason>;
 impl Node {
     /// What a pod sends, on its host link.
     pub fn judge_from_container(&mut self, packet: &Packet, fate: &mut Fate) -> Outcome {
-        let pod = self.endpoint_of_link(packet.ifindex)?;
+        let (number, pod) = self.endpoint_of_link(packet.ifindex)?;
         if pod.chained {
             return judge_from_chained(packet, &pod);
         }
@@ -46,23 +47,34 @@ impl Node {
         if is_link_local(ip.to) {
             return Err(Reason::LinkLocal);
         }
+        let segment = self.segment_of(&ip, fate)?;
+        let word = self.decide(Way::Sent, number, &ip, segment, fate)?;
+        Ok(self.send(&pod, word, &ip, &config, fate))
+    }
+
+    /// What a pod sends goes where the word about it says.
+    fn send(
+        &self,
+        pod: &Endpoint,
+        word: Word,
+        ip: &Ip<'_>,
+        config: &Config,
+        fate: &mut Fate,
+    ) -> (Action, Reason) {
         if pod.through == Through::Stack {
-            return Ok((Action::Next, Reason::PassedToLink));
+            return (Action::Next, Reason::PassedToLink);
         }
-        let (flow, meaning) = self.flow_of(&ip, fate)?;
-        if self.belongs_to_stack(flow, meaning, fate) {
-            return Ok(to_stack(&config, Reason::ToStackByFlow, fate));
-        }
-        match self.endpoint_with(ip.to)? {
-            None => Ok(to_stack(&config, Reason::ToStack, fate)),
-            Some(receiver) if receiver.through == Through::Stack => {
-                Ok(to_stack(&config, Reason::ToStack, fate))
-            }
+        // Who is outside is reached by the stack anyhow.
+        let by_flow = word.by_flow && word.peer.is_some();
+        let reason = if by_flow { Reason::ToStackByFlow } else { Reason::ToStack };
+        let peer = word.peer.and_then(|peer| self.slots[peer as usize].endpoint);
+        match peer.filter(|_| !word.to_stack) {
+            None => to_stack(config, reason, fate),
             // Who answers that is a router, which the host stack is.
-            Some(_) if ip.hops <= 1 => Ok(to_stack(&config, Reason::ToStackExpired, fate)),
+            Some(_) if ip.hops <= 1 => to_stack(config, Reason::ToStackExpired, fate),
             Some(receiver) => {
                 answers::route(&mut fate.frame);
-                Ok(deliver(&receiver, fate))
+                deliver(&receiver, fate)
             }
         }
     }
@@ -73,7 +85,7 @@ impl Node {
         if packet.mark == MARK_DECIDED {
             return passed;
         }
-        let pod = self.endpoint_of_link(packet.ifindex)?;
+        let (number, pod) = self.endpoint_of_link(packet.ifindex)?;
         if pod.chained {
             return passed;
         }
@@ -88,8 +100,11 @@ impl Node {
         if !pod.owns(ip.to) {
             return Err(Reason::UnknownDestination);
         }
-        let (flow, meaning) = self.flow_of(&ip, fate)?;
-        self.came_from_stack(&ip, flow, meaning, fate);
+        if is_discovery(&ip)? {
+            return passed;
+        }
+        let segment = self.segment_of(&ip, fate)?;
+        self.decide(Way::Received, number, &ip, segment, fate)?;
         passed
     }
 
@@ -100,26 +115,18 @@ impl Node {
         if is_for_many(ip.to) {
             return Err(Reason::Multicast);
         }
-        let receiver = self.endpoint_with(ip.to)?.ok_or(Reason::UnknownDestination)?;
-        let (flow, meaning) = self.flow_of(&ip, fate)?;
-        self.came_from_stack(&ip, flow, meaning, fate);
+        let known = self.addresses.get(&ip.to).and_then(|known| known.slot);
+        let (number, generation) = known.ok_or(Reason::UnknownDestination)?;
+        let receiver = self.endpoint_in(number, generation, ip.to).ok_or(Reason::StaleEndpoint)?;
+        let segment = self.segment_of(&ip, fate)?;
+        self.decide(Way::Received, number, &ip, segment, fate)?;
         Ok(deliver(&receiver, fate))
     }
 
-    fn endpoint_of_link(&self, ifindex: u32) -> Result<Endpoint, Reason> {
-        let number = self.links.get(&ifindex).ok_or(Reason::UnknownLink)?;
-        self.slots[*number as usize].endpoint.ok_or(Reason::UnknownLink)
-    }
-
-    /// The endpoint that has an address. One that has gone, or has the address no longer, gets
-    /// nothing: that packet is dropped.
-    fn endpoint_with(&self, address: IpAddr) -> Result<Option<Endpoint>, Reason> {
-        let Some(Holder::Slot { number, generation }) = self.addresses.get(&address) else {
-            return Ok(None);
-        };
-        let slot = self.slots.get(*number as usize).filter(|slot| slot.generation == *generation);
-        let endpoint = slot.and_then(|slot| slot.endpoint).filter(|pod| pod.owns(address));
-        endpoint.map(Some).ok_or(Reason::StaleEndpoint)
+    fn endpoint_of_link(&self, ifindex: u32) -> Result<(u32, Endpoint), Reason> {
+        let number = *self.links.get(&ifindex).ok_or(Reason::UnknownLink)?;
+        let endpoint = self.slots[number as usize].endpoint.ok_or(Reason::UnknownLink)?;
+        Ok((number, endpoint))
     }
 }
 
@@ -193,6 +200,15 @@ fn neighbour_solicitation(
     debug_assert!(packet.frame.len() >= 14 + 40 + 24);
     answers::neighbour_advertisement(target, asking, pod, fate);
     Ok(())
+}
+
+/// What the host's own stack says to a pod as a neighbour (RFC 4861, 4), which is no conversation.
+fn is_discovery(ip: &Ip<'_>) -> Result<bool, Reason> {
+    if ip.protocol != ICMPV6 || matches!(ip.part, Part::Later(_)) {
+        return Ok(false);
+    }
+    let kind = ip.payload.first().ok_or(MALFORMED)?;
+    Ok((133..=137).contains(kind))
 }
 
 fn to_stack(config: &Config, reason: Reason, fate: &mut Fate) -> (Action, Reason) {

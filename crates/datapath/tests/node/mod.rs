@@ -2,11 +2,14 @@
 #![allow(
     unreachable_pub,
     dead_code,
+    unused_imports,
     clippy::unwrap_used,
     reason = "every test binary compiles this module for itself and uses a part of it"
 )]
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+mod maps;
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use podwire_bpf::{SkbContext, TestRun, TestRunOutput};
 use podwire_datapath::{
@@ -15,6 +18,8 @@ use podwire_datapath::{
 };
 use podwire_lab::{Host, interface, probe::frame::Link};
 use podwire_netlink::{Birth, Netlink, NewLink};
+
+pub use maps::{Maps, Marks};
 
 pub const ROUTER4: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 1);
 pub const ROUTER6: Ipv6Addr = Ipv6Addr::new(0xfd00, 1, 0, 0, 0, 0, 0, 1);
@@ -54,9 +59,10 @@ pub struct Node {
     pub datapath: Datapath,
     pub a: Pod,
     pub b: Pod,
-    /// A link that no endpoint is known on.
-    pub stranger: u32,
+    /// On a link that no endpoint is known on: it would have b's addresses.
+    pub c: Pod,
     pub net_ifindex: u32,
+    pub maps: Maps,
 }
 
 /// What became of a packet.
@@ -69,12 +75,20 @@ pub struct Judged {
 
 /// Runs `test` on a node of its own.
 pub fn on_node(test: impl FnOnce(&Node) + Send) {
+    on_node_with(|options| options, test);
+}
+
+/// The same, on a node whose tables have other sizes.
+pub fn on_node_with(
+    change: impl FnOnce(Options) -> Options + Send,
+    test: impl FnOnce(&Node) + Send,
+) {
     let host = Host::new().unwrap();
-    host.run(|| test(&Node::new()));
+    host.run(|| test(&Node::new(change(Options::new("/sys/fs/bpf/podwire")))));
 }
 
 impl Node {
-    fn new() -> Self {
+    fn new(options: Options) -> Self {
         let mut netlink = Netlink::open().unwrap();
         let mut pair = |name: &str, peer: &str| {
             let (end, other) = (name.parse().unwrap(), peer.parse().unwrap());
@@ -84,11 +98,7 @@ impl Node {
         let (host, a, b) =
             (pair("podwire_host", "podwire_net"), pair("pwa", "a"), pair("pwb", "b"));
         let stranger = pair("pwc", "c");
-        let datapath = Datapath::open(&Options {
-            attach: Attach::Auto,
-            ..Options::new("/sys/fs/bpf/podwire")
-        })
-        .unwrap();
+        let datapath = Datapath::open(&Options { attach: Attach::Auto, ..options }).unwrap();
         let net_ifindex = interface::index("podwire_net").unwrap();
         datapath
             .set_node(&NodeSetup {
@@ -107,7 +117,9 @@ impl Node {
             v4: Ipv4Addr::new(10, 1, 0, number),
             v6: Ipv6Addr::new(0xfd00, 1, 0, 0, 0, 0, 0, number.into()),
         };
-        let node = Self { datapath, a: pod(a, 2), b: pod(b, 3), stranger, net_ifindex };
+        let (a, b) = (pod(a, 2), pod(b, 3));
+        let c = Pod { v4: b.v4, v6: b.v6, ..pod(stranger, 4) };
+        let node = Self { datapath, a, b, c, net_ifindex, maps: Maps::open() };
         node.add("pwa", &node.a);
         node.add("pwb", &node.b);
         node
@@ -207,3 +219,28 @@ pub fn tcp(link: Link, from: (IpAddr, u16), to: (IpAddr, u16), flags: u8) -> Vec
 
 pub const SYN: u8 = 2;
 pub const ACK: u8 = 16;
+
+pub const FIN: u8 = 1;
+pub const RST: u8 = 4;
+
+/// A question from `from` to `to`, as `pod` sends it.
+pub fn udp(pod: &Pod, from: IpAddr, to: IpAddr) -> Vec<u8> {
+    pod.to_gateway().udp(SocketAddr::new(from, 40000), SocketAddr::new(to, 53), b"question")
+}
+
+/// TTL or hop limit of a frame.
+pub fn hops(frame: &[u8]) -> u8 {
+    if frame[12] == 8 { frame[22] } else { frame[21] }
+}
+
+/// The Ethernet addresses of a frame: destination, source.
+pub fn addresses(frame: &[u8]) -> (&[u8], &[u8]) {
+    (&frame[..6], &frame[6..12])
+}
+
+/// An ICMP error of `sender` (RFC 792, RFC 4443: port unreachable) that quotes the packet of a frame.
+pub fn icmp_error(sender: &Pod, quoted: &[u8], to: IpAddr) -> Vec<u8> {
+    let kind: &[u8] = if to.is_ipv4() { &[3, 3] } else { &[1, 4] };
+    let message = [kind, &[0; 6], &quoted[14..]].concat();
+    sender.to_gateway().icmp(sender.address(to), to, message)
+}

@@ -1,0 +1,163 @@
+//! The packet that there are most of: TCP or UDP of a known flow, with nothing unusual about it.
+//!
+//! It costs one lookup, one rewrite and one redirect. Every check that judging a packet makes is made here too,
+//! and whatever does not pass all of them (options, fragments, a SYN, a stale verdict, a forged source) is left
+//! to the programs' ordinary way, which says what is wrong with it. So nothing is dropped here.
+
+use aya_ebpf::programs::TcContext;
+use podwire_abi::{
+    Flow, NodeState, Protocol, Reason, Slot, Verdict as FlowVerdict, slot_flag, verdict_flag,
+};
+
+use crate::{
+    flow::{self, Key},
+    forward,
+    maps::{CONFIG, FLOWS, SLOTS, STATE},
+    packet::{
+        Bytes, ETH_LEN, Frame, IPV4_LEN, IPV6_LEN, Words, read_u8, read_u16, read_u32, read_u64,
+    },
+    verdict::{Outcome, Verdict},
+};
+
+/// Ports, and TCP's flags.
+const TRANSPORT_LEN: usize = 16;
+
+/// TCP's FIN, SYN, RST and ACK.
+const TELLING_FLAGS: u8 = 0x17;
+const ACK: u8 = 0x10;
+
+/// What becomes of a packet that a pod sends, if it is an ordinary one of a known flow.
+#[inline(always)]
+pub fn from_container(ctx: &TcContext, number: u32, slot: &Slot) -> Option<Outcome> {
+    // SAFETY: the context is valid for the whole run of the program.
+    if unsafe { (*ctx.skb.skb).vlan_present } != 0 {
+        return None;
+    }
+    let frame = Frame::linear(ctx);
+    let bytes = frame.at::<0, { ETH_LEN + IPV4_LEN + TRANSPORT_LEN }>().ok()?;
+    let [a, b, c] = slot.from_pod.0;
+    if read_u32::<0>(bytes) != a || read_u32::<4>(bytes) != b || read_u32::<8>(bytes) != c {
+        return None;
+    }
+    // The frame's type, and the IP header's first byte: version and length.
+    match read_u32::<12>(bytes).to_ne_bytes() {
+        [0x08, 0x00, 0x45, _] => ipv4(ctx, frame, bytes, number, slot),
+        [0x86, 0xdd, first, _] if first >> 4 == 6 => ipv6(ctx, frame, number, slot),
+        _ => None,
+    }
+}
+
+#[inline(always)]
+fn ipv4(ctx: &TcContext, frame: Frame, bytes: Bytes, number: u32, slot: &Slot) -> Option<Outcome> {
+    let total_len = u32::from(u16::from_be(read_u16::<16>(bytes)));
+    let is_whole = read_u16::<20>(bytes) & u16::from_be(0x3fff) == 0;
+    let source = read_u32::<26>(bytes);
+    if total_len < (IPV4_LEN + 8) as u32
+        || total_len + ETH_LEN as u32 > ctx.len()
+        || !is_whole
+        || read_u8::<22>(bytes) <= 1
+        || source != slot.ipv4.raw()
+        || source == 0
+    {
+        return None;
+    }
+    let protocol = protocol(read_u8::<23>(bytes), read_u8::<47>(bytes))?;
+    let destination = Words::from_ipv4(read_u32::<30>(bytes));
+    let key = Key::sent(number, protocol, read_u32::<34>(bytes), destination);
+    let known = known(&key, protocol, slot)?;
+    if known.verdict.has(verdict_flag::TO_STACK) {
+        return to_stack(ctx, frame, slot, &known);
+    }
+    if known.peer.ipv4.raw() != destination.ipv4_raw() {
+        return None;
+    }
+    let outcome = forward::deliver_routed(ctx, bytes, true, known.peer);
+    known.count(ctx);
+    Some(outcome)
+}
+
+#[inline(always)]
+fn ipv6(ctx: &TcContext, frame: Frame, number: u32, slot: &Slot) -> Option<Outcome> {
+    let bytes = frame.at::<0, { ETH_LEN + IPV6_LEN + TRANSPORT_LEN }>().ok()?;
+    let payload_len = u32::from(u16::from_be(read_u16::<18>(bytes)));
+    let source = Words([read_u64::<22>(bytes), read_u64::<30>(bytes)]);
+    let destination = Words([read_u64::<38>(bytes), read_u64::<46>(bytes)]);
+    if payload_len + (ETH_LEN + IPV6_LEN) as u32 > ctx.len()
+        || read_u8::<21>(bytes) <= 1
+        || source != Words::of_slot(slot)
+        || source.0 == [0, 0]
+        || destination.is_ipv4()
+    {
+        return None;
+    }
+    let protocol = protocol(read_u8::<20>(bytes), read_u8::<67>(bytes))?;
+    let key = Key::sent(number, protocol, read_u32::<54>(bytes), destination);
+    let known = known(&key, protocol, slot)?;
+    if known.verdict.has(verdict_flag::TO_STACK) {
+        return to_stack(ctx, frame, slot, &known);
+    }
+    if Words::of_slot(known.peer) != destination {
+        return None;
+    }
+    let outcome = forward::deliver_routed(ctx, bytes, false, known.peer);
+    known.count(ctx);
+    Some(outcome)
+}
+
+/// UDP, or TCP that says nothing new.
+#[inline(always)]
+fn protocol(number: u8, flags: u8) -> Option<Protocol> {
+    match Protocol(number) {
+        Protocol::TCP if flags & TELLING_FLAGS == ACK => Some(Protocol::TCP),
+        Protocol::UDP => Some(Protocol::UDP),
+        _ => None,
+    }
+}
+
+/// A flow whose verdict is believed.
+struct Known {
+    flow: *mut Flow,
+    state: &'static NodeState,
+    verdict: FlowVerdict,
+    /// The slot that the verdict names.
+    peer: &'static Slot,
+}
+
+impl Known {
+    /// Comes last: whatever follows an atomic addition waits for it.
+    #[inline(always)]
+    fn count(&self, ctx: &TcContext) {
+        flow::count(self.flow, ctx.len(), self.state);
+    }
+}
+
+#[inline(always)]
+fn known(key: &Key, protocol: Protocol, slot: &Slot) -> Option<Known> {
+    let flow = FLOWS.get_ptr_mut(key.as_flow_key())?;
+    let state = STATE.get(0)?;
+    // SAFETY: one aligned word of a live map value, read once.
+    let verdict = unsafe { (&raw const (*flow).verdict).read_volatile() };
+    let peer = SLOTS.get(verdict.peer_slot())?;
+    if !flow::is_believed_of(verdict, key, slot, state, peer) {
+        return None;
+    }
+    // SAFETY: one aligned word of a live map value.
+    if protocol == Protocol::TCP && unsafe { (*flow).tcp } & u32::from(ACK) == 0 {
+        return None;
+    }
+    Some(Known { flow, state, verdict, peer })
+}
+
+#[inline(always)]
+fn to_stack(ctx: &TcContext, frame: Frame, slot: &Slot, known: &Known) -> Option<Outcome> {
+    // What comes out of the stack makes the verdict on its answers, on a node that is not set up as well.
+    let config = CONFIG.get(0).filter(|config| config.host_ifindex != 0)?;
+    known.count(ctx);
+    if slot.flags & slot_flag::BY_STACK != 0 {
+        return Some(Ok(Verdict::next(Reason::PassedToLink)));
+    }
+    let verdict = known.verdict;
+    let by_flow = verdict.has(verdict_flag::BY_FLOW) && verdict.has(verdict_flag::LOCAL_PEER);
+    let reason = if by_flow { Reason::ToStackByFlow } else { Reason::ToStack };
+    Some(forward::to_stack(frame, config, reason))
+}
