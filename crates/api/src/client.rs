@@ -10,10 +10,10 @@ use ureq::http::{Method, Request};
 use crate::name::push_segment;
 use crate::transport::{NoResolver, NotConnected, UnixConnector};
 use crate::{
-    AgentConfig, CheckReply, CheckRequest, CidrRequest, Endpoint, EndpointId, EndpointRequest,
-    Error, ErrorBody, GcReply, GcRequest, IdentityRequest, Inspection, Lease, LeaseReply,
-    LeaseRequest, Policy, Pool, PoolRequest, PrefixCount, PrefixIdentity, Removal, Removed,
-    Reservation, Status, Sticky,
+    AgentConfig, CheckReply, CheckRequest, CidrRequest, ConfigChange, Endpoint, EndpointId,
+    EndpointRequest, Error, ErrorBody, GcReply, GcRequest, IdentityRequest, Inspection, Lease,
+    LeaseReply, LeaseRequest, Policy, Pool, PoolRequest, PrefixCount, PrefixIdentity, Removal,
+    Removed, Reservation, Status, Sticky,
 };
 
 /// How long a [`Client`] waits.
@@ -375,6 +375,16 @@ impl Client {
     /// When the agent does not answer.
     pub fn config(&self) -> Result<AgentConfig, Error> {
         self.call(&Method::GET, "/v1/config")
+    }
+
+    /// Changes settings, all of them or none, and gives the configuration as it is then.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorCode::Invalid`](crate::ErrorCode::Invalid) when one is not known, cannot be changed while the
+    /// agent runs, or cannot have that value.
+    pub fn change_config(&self, change: &ConfigChange) -> Result<AgentConfig, Error> {
+        self.send(&Method::PATCH, "/v1/config", change)
     }
 
     fn call<T: DeserializeOwned>(&self, method: &Method, path: &str) -> Result<T, Error> {

@@ -1,12 +1,11 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::path::PathBuf;
 
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
-use crate::{EndpointId, Mac, NodeName, Pool};
+use crate::{EndpointId, FlowUsage, Mac, MemoryUsage, NodeName, Pool};
 
 /// The Kubernetes pod an endpoint belongs to, as the runtime named it. Kept for display only.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -298,6 +297,10 @@ pub struct Status {
     pub default_pools: Vec<String>,
     /// How programs are attached.
     pub attach: AttachMode,
+    /// How full the tables of flows are.
+    pub flows: FlowUsage,
+    /// What podwire takes of the machine's memory.
+    pub memory: MemoryUsage,
     /// What keeps traffic from working, or will.
     pub problems: Vec<Problem>,
     /// What the agent repaired when it started.
@@ -352,25 +355,6 @@ pub struct Repair {
     pub found: String,
     /// What was done.
     pub done: String,
-}
-
-/// `GET /v1/config`: what the agent runs with.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct AgentConfig {
-    /// What the pod's side has to know.
-    pub node: NodeConfig,
-    /// Where addresses come from.
-    pub pod_cidrs: Vec<IpNetwork>,
-    /// How programs are attached.
-    pub attach: AttachMode,
-    /// How many endpoints the node has room for.
-    pub slots: u32,
-    /// `--state-dir`.
-    pub state_dir: PathBuf,
-    /// `--run-dir`.
-    pub run_dir: PathBuf,
-    /// `--bpffs`.
-    pub bpffs: PathBuf,
 }
 
 #[cfg(test)]

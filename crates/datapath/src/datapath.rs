@@ -183,6 +183,7 @@ impl Datapath {
             pending: object.map(map::PENDING)?,
             policy: object.map(map::POLICY)?,
             policy_rules: object.map(map::POLICY_RULES)?,
+            fragments: object.map(map::FRAGMENTS)?,
             metrics: object.map(map::METRICS)?,
             flow_events: object.map(map::FLOW_EVENTS)?,
         };

@@ -86,6 +86,20 @@ pub enum Error {
     /// Every ticket has been used.
     #[error("the node has been changed as often as it can be; remove its pins, and start anew")]
     NoTickets,
+    /// No flows have such a timeout.
+    #[error("there is no timeout {name}; there are {}", crate::Timeout::ALL.map(crate::Timeout::name).join(", "))]
+    UnknownTimeout {
+        /// What was asked for.
+        name: String,
+    },
+    /// A timeout cannot be so long, or so short.
+    #[error("timeout {timeout}: {seconds} is not between 1 and {} seconds", crate::Timeout::MOST)]
+    TimeoutRange {
+        /// Which.
+        timeout: crate::Timeout,
+        /// What was wanted.
+        seconds: u32,
+    },
     /// Waiting until no program uses what was removed failed.
     #[error("wait for a grace period: {source}")]
     GracePeriod {

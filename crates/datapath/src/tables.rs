@@ -7,9 +7,9 @@ use std::{
 
 use ipnetwork::IpNetwork;
 use podwire_abi::{
-    Address, Counter, Flow, FlowEvent, FlowKey, Hook, IpcacheEntry, METRICS_ENTRIES, Mac,
-    NodeConfig, NodeState, Pending, PolicyKey, PolicyRow, PortRule, Reason, Slot, map,
-    metric_index,
+    Address, Counter, Flow, FlowEvent, FlowKey, FragmentKey, FragmentPorts, Hook, IpcacheEntry,
+    METRICS_ENTRIES, Mac, NodeConfig, NodeState, Pending, PolicyKey, PolicyRow, PortRule, Reason,
+    Slot, map, metric_index,
 };
 use podwire_bpf::{Array, HashMap, LpmTrie, LruHashMap, Map, PerCpuArray};
 
@@ -36,6 +36,7 @@ pub struct Tables {
     pub(crate) pending: LruHashMap<FlowKey, Pending>,
     pub(crate) policy: HashMap<PolicyKey, PolicyRow>,
     pub(crate) policy_rules: Array<PortRule>,
+    pub(crate) fragments: LruHashMap<FragmentKey, FragmentPorts>,
     pub(crate) metrics: PerCpuArray<Counter>,
     pub(crate) flow_events: PerCpuArray<u64>,
 }
@@ -94,6 +95,17 @@ pub struct MetricRow {
     pub bytes: u64,
 }
 
+/// What a map takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MapRow {
+    /// Its name, one of [`abi::map`](podwire_abi::map).
+    pub name: &'static str,
+    /// How many entries there is room for.
+    pub capacity: u32,
+    /// Kernel memory that it takes, in bytes.
+    pub bytes: u64,
+}
+
 impl Tables {
     /// Opens the pinned maps below `bpffs`.
     ///
@@ -115,6 +127,7 @@ impl Tables {
             pending: LruHashMap::open(folder.join(map::PENDING))?,
             policy: HashMap::open(folder.join(map::POLICY))?,
             policy_rules: Array::open(folder.join(map::POLICY_RULES))?,
+            fragments: LruHashMap::open(folder.join(map::FRAGMENTS))?,
             metrics: PerCpuArray::open(folder.join(map::METRICS))?,
             flow_events: PerCpuArray::open(folder.join(map::FLOW_EVENTS))?,
         })
@@ -135,7 +148,26 @@ impl Tables {
         self.maps().into_iter().try_fold(0, |sum, map| Ok(sum + map.memory_bytes()?))
     }
 
-    fn maps(&self) -> [&Map; 13] {
+    /// Every map: how large it is, and what it takes.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel does not tell.
+    pub fn map_rows(&self) -> Result<Vec<MapRow>> {
+        let rows = map::ALL.into_iter().zip(self.maps()).map(|(name, map)| {
+            let capacity = map.layout().max_entries;
+            Ok(MapRow { name, capacity, bytes: map.memory_bytes()? })
+        });
+        rows.collect()
+    }
+
+    /// How many directions of confirmed flows there is room for, and how many others.
+    #[must_use]
+    pub fn flow_capacities(&self) -> (u32, u32) {
+        (self.flows.max_entries(), self.pending.max_entries())
+    }
+
+    fn maps(&self) -> [&Map; map::ALL.len()] {
         [
             self.config.as_map(),
             self.slots.as_map(),
@@ -148,6 +180,7 @@ impl Tables {
             self.pending.as_map(),
             self.policy.as_map(),
             self.policy_rules.as_map(),
+            self.fragments.as_map(),
             self.metrics.as_map(),
             self.flow_events.as_map(),
         ]

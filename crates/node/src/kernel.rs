@@ -17,7 +17,7 @@ use podwire_netns::{
 };
 
 use crate::error::{Source, chain};
-use crate::seam::{Datapath, Link, Links, Pin, Row, Survey, Terms};
+use crate::seam::{Datapath, Flows, Link, Links, Pin, Row, Survey, Terms};
 use crate::worker::Worker;
 
 /// The programs and maps of this node.
@@ -205,6 +205,28 @@ impl Datapath for KernelDatapath {
 
     fn settle(&self) -> Result<(), Source> {
         Ok(datapath::grace_period()?)
+    }
+}
+
+impl Flows for KernelDatapath {
+    fn tick(&self, seconds: u32) -> Result<(), Source> {
+        Ok(self.0.tick(seconds)?)
+    }
+
+    fn sweep(&self, timeouts: &datapath::Timeouts) -> Result<datapath::Sweep, Source> {
+        Ok(self.0.tables().sweep(timeouts)?)
+    }
+
+    fn events(&self) -> Result<Vec<(datapath::FlowEvent, u64)>, Source> {
+        Ok(self.0.tables().flow_events()?)
+    }
+
+    fn capacities(&self) -> (u32, u32) {
+        self.0.tables().flow_capacities()
+    }
+
+    fn maps(&self) -> Result<Vec<datapath::MapRow>, Source> {
+        Ok(self.0.tables().map_rows()?)
     }
 }
 

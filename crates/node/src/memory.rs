@@ -2,12 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Mutex;
+use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 use podwire_api::{AttachMode, Delivery, Difference, Disciplines, Mac};
+use podwire_datapath::{FlowEvent, MapRow, Sweep, Timeout, Timeouts, map};
 
 use crate::error::Source;
-use crate::seam::{Datapath, Link, Links, Pin, Routes, Row, Survey, Terms};
+use crate::seam::{Datapath, Flows, Link, Links, Pin, Routes, Row, Survey, Terms};
 
 #[derive(Debug, Default)]
 pub(crate) struct MemoryDatapath {
@@ -186,6 +188,68 @@ impl Datapath for MemoryDatapath {
 
     fn settle(&self) -> Result<(), Source> {
         self.call("settle", |_| ())
+    }
+}
+
+/// Tables of flows with room for a hundred entries, that have what a test says they have.
+#[derive(Debug, Default)]
+pub(crate) struct MemoryFlows {
+    state: Mutex<FlowsState>,
+}
+
+#[derive(Debug, Default)]
+struct FlowsState {
+    seconds: u32,
+    left: u32,
+    events: Vec<(FlowEvent, u64)>,
+    sweeps: Vec<Timeouts>,
+}
+
+impl MemoryFlows {
+    /// What sweeps find and leave from now on.
+    pub(crate) fn leave(&self, entries: u32) {
+        self.state.lock().unwrap().left = entries;
+    }
+
+    pub(crate) fn count(&self, event: FlowEvent, count: u64) {
+        self.state.lock().unwrap().events.push((event, count));
+    }
+
+    pub(crate) fn seconds(&self) -> u32 {
+        self.state.lock().unwrap().seconds
+    }
+
+    /// The timeouts of every sweep.
+    pub(crate) fn sweeps(&self) -> Vec<Timeouts> {
+        self.state.lock().unwrap().sweeps.clone()
+    }
+}
+
+impl Flows for MemoryFlows {
+    fn tick(&self, seconds: u32) -> Result<(), Source> {
+        self.state.lock().unwrap().seconds += seconds;
+        Ok(())
+    }
+
+    fn sweep(&self, timeouts: &Timeouts) -> Result<Sweep, Source> {
+        let mut state = self.state.lock().unwrap();
+        state.sweeps.push(*timeouts);
+        let mut expired = [0; Timeout::COUNT];
+        expired[Timeout::Icmp as usize] = 1;
+        let took = Duration::from_millis(1);
+        Ok(Sweep { flows: state.left, pending: 0, expired, orphaned: 0, took })
+    }
+
+    fn events(&self) -> Result<Vec<(FlowEvent, u64)>, Source> {
+        Ok(self.state.lock().unwrap().events.clone())
+    }
+
+    fn capacities(&self) -> (u32, u32) {
+        (100, 100)
+    }
+
+    fn maps(&self) -> Result<Vec<MapRow>, Source> {
+        Ok(vec![MapRow { name: map::FLOWS, capacity: 100, bytes: 8192 }])
     }
 }
 

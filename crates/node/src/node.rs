@@ -303,6 +303,12 @@ impl Node {
     }
 
     /// How much was written to disk.
+    /// Records what has nothing to do with endpoints and leases.
+    pub(crate) fn keep(&self, changes: Vec<Change>) -> Result<(), Error> {
+        self.ipam.begin(changes)?.wait()?;
+        Ok(())
+    }
+
     pub(crate) fn counts(&self) -> Counts {
         self.ipam.counts()
     }

@@ -6,6 +6,7 @@ use std::fmt::Debug;
 
 use ipnetwork::IpNetwork;
 use podwire_api::{AttachMode, Delivery, Difference, Disciplines, Interface, Mac};
+use podwire_datapath::{FlowEvent, MapRow, Sweep, Timeouts};
 use podwire_ipam::Addresses;
 use podwire_policy::Compiled;
 
@@ -110,6 +111,24 @@ pub(crate) trait Datapath: Debug + Send + Sync {
 
     /// Waits until no packet is on its way that may have seen rows removed before.
     fn settle(&self) -> Result<(), Source>;
+}
+
+/// The tables of flows.
+pub(crate) trait Flows: Debug + Send + Sync {
+    /// The flows' clock goes on by so many seconds.
+    fn tick(&self, seconds: u32) -> Result<(), Source>;
+
+    /// Removes what has been idle for too long, and what belongs to nobody.
+    fn sweep(&self, timeouts: &Timeouts) -> Result<Sweep, Source>;
+
+    /// What the programs have counted so far.
+    fn events(&self) -> Result<Vec<(FlowEvent, u64)>, Source>;
+
+    /// How many directions of confirmed flows there is room for, and how many others.
+    fn capacities(&self) -> (u32, u32);
+
+    /// Every map of the datapath, and what it takes.
+    fn maps(&self) -> Result<Vec<MapRow>, Source>;
 }
 
 /// A network interface of the agent's namespace.

@@ -13,9 +13,9 @@ use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use ipnetwork::IpNetwork;
 use podwire_api::{
-    CheckRequest, CidrRequest, EndpointId, EndpointRequest, ErrorBody, ErrorCode, GcRequest,
-    IdentityRequest, LeaseRequest, MAX_BODY, Policy, PoolRequest, PrefixIdentity, Removal,
-    Reservation,
+    CheckRequest, CidrRequest, ConfigChange, EndpointId, EndpointRequest, ErrorBody, ErrorCode,
+    GcRequest, IdentityRequest, LeaseRequest, MAX_BODY, Policy, PoolRequest, PrefixIdentity,
+    Removal, Reservation,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -129,7 +129,7 @@ fn router(shared: Arc<Shared>) -> Router {
         .route("/metrics", get(metrics))
         .route("/v1/gc", axum::routing::post(collect))
         .route("/v1/status", get(status))
-        .route("/v1/config", get(config))
+        .route("/v1/config", get(config).patch(change_config))
         .fallback(unknown_path)
         .method_not_allowed_fallback(unknown_method)
         .with_state(shared)
@@ -250,7 +250,15 @@ async fn status(State(shared): State<Arc<Shared>>) -> Response {
 }
 
 async fn config(State(shared): State<Arc<Shared>>) -> Response {
-    answer(move || Ok(shared.config.clone())).await
+    answer(move || Ok(shared.config())).await
+}
+
+async fn change_config(State(shared): State<Arc<Shared>>, request: Request) -> Response {
+    let change: ConfigChange = match body(request).await {
+        Ok(change) => change,
+        Err(refusal) => return refusal.into_response(),
+    };
+    answer(move || shared.change_config(&change)).await
 }
 
 async fn pools(State(shared): State<Arc<Shared>>) -> Response {
@@ -438,13 +446,16 @@ mod tests {
     use std::path::{Path, PathBuf};
     use std::thread;
 
-    use podwire_api::{AgentConfig, AttachMode, EndpointId};
+    use podwire_api::{AttachMode, EndpointId};
+    use podwire_datapath::Timeouts;
     use tokio::sync::oneshot;
 
     use super::*;
     use crate::choice::Chooser;
-    use crate::memory::{MemoryDatapath, MemoryLinks, MemoryRoutes};
+    use crate::flows::Collector;
+    use crate::memory::{MemoryDatapath, MemoryFlows, MemoryLinks, MemoryRoutes};
     use crate::node::{Kernel, Node};
+    use crate::settings::Settings;
     use crate::{Config, runtime, store};
 
     fn shared(folder: &Path) -> Arc<Shared> {
@@ -459,16 +470,9 @@ mod tests {
         };
         let chooser = Chooser::new(config.default_pools.clone(), None);
         let node = Node::new(&config, chooser, ipam, Vec::new(), kernel).unwrap();
-        let agent = AgentConfig {
-            node: config.node_config().unwrap(),
-            pod_cidrs: cidrs,
-            attach: AttachMode::Tcx,
-            slots: config.slots,
-            state_dir: config.state_dir,
-            run_dir: config.run_dir,
-            bpffs: config.bpffs,
-        };
-        Arc::new(Shared::new(node, agent))
+        let agent = config.described(AttachMode::Tcx).unwrap();
+        let flows = Collector::new(Arc::new(MemoryFlows::default()), Timeouts::default());
+        Arc::new(Shared::new(node, agent, flows, Settings::default()))
     }
 
     /// Serves on a socket while `test` runs.
@@ -593,6 +597,32 @@ mod tests {
             assert!(client.set_policy(&nobody, &Policy::default()).unwrap_err().is_not_found());
             assert!(client.delete_policy(&nobody).unwrap_err().is_not_found());
             assert!(client.set_identity(&nobody, 7).unwrap_err().is_not_found());
+        });
+    }
+
+    #[test]
+    fn settings_are_served() {
+        serving(|socket| {
+            let client = podwire_api::Client::new(socket);
+            let config = client.config().unwrap();
+            assert_eq!(config.settings["timeout.tcp-established"].value, "8000");
+            assert_eq!((config.flows, config.pending_flows), (1 << 18, 1 << 16));
+            let set = |name: &str, value: &str| ConfigChange {
+                set: [(name.to_owned(), value.to_owned())].into(),
+                ..ConfigChange::default()
+            };
+            let config = client.change_config(&set("timeout.icmp", "9")).unwrap();
+            assert_eq!(config.settings["timeout.icmp"].value, "9");
+            assert_eq!(client.config().unwrap(), config);
+            let error = client.change_config(&set("flows", "9")).unwrap_err().to_string();
+            assert!(error.contains("option of podwired"), "{error}");
+            let status = client.status().unwrap();
+            assert!(status.memory.agent > 0 && status.memory.maps_total == 8192);
+            let metrics = client.metrics().unwrap();
+            assert!(
+                metrics.contains("podwire_flow_capacity{table=\"confirmed\"} 100"),
+                "{metrics}"
+            );
         });
     }
 

@@ -26,6 +26,9 @@ const IDENTITIES: &str = "identities";
 /// Whose the file is, and what it began its life with.
 const NODE: &str = "node";
 
+/// Precedes the names of settings in [`NODE`].
+const SETTING: &str = "setting.";
+
 const FORMAT: &str = "2";
 
 /// The prefixes that a start was given.
@@ -49,6 +52,8 @@ pub(crate) struct Opened {
     pub(crate) options: PodCidrs,
     /// The pools that are made of blocks.
     pub(crate) cluster_pools: BTreeSet<String>,
+    /// What was set while an agent ran.
+    pub(crate) settings: BTreeMap<String, String>,
     /// What belonged to another boot and was dropped, and what else is worth telling.
     pub(crate) repairs: Vec<Repair>,
     /// Whether endpoints and leases are to be taken from the kernel: the file is new, since there was none
@@ -76,7 +81,7 @@ pub(crate) fn open(path: &Path, node: &NodeName, boot_id: &str) -> Result<Opened
         found: crate::error::chain(&damage),
         done: format!(
             "set aside as {}; endpoints and their leases are taken from the kernel, but for the names of \
-             pods and networks; pools made by hand, reservations and sticky names are lost",
+             pods and networks; pools made by hand, reservations, sticky names and settings are lost",
             aside.display()
         ),
     });
@@ -139,6 +144,16 @@ pub(crate) fn put_pod_cidrs(options: &PodCidrs) -> Vec<Change> {
 pub(crate) fn put_cluster_pools(names: &BTreeSet<String>) -> Change {
     let list: Vec<&str> = names.iter().map(String::as_str).collect();
     Change::put(NODE, "cluster-pools", list.join(","))
+}
+
+/// The change that records a setting.
+pub(crate) fn put_setting(name: &str, value: &str) -> Change {
+    Change::put(NODE, format!("{SETTING}{name}"), value)
+}
+
+/// The change that forgets a setting.
+pub(crate) fn remove_setting(name: &str) -> Change {
+    Change::remove(NODE, format!("{SETTING}{name}"))
 }
 
 /// The change that says that endpoints and leases are recorded, whatever the kernel had of them.
@@ -226,6 +241,10 @@ fn open_whole(path: &Path, node: &NodeName, boot_id: &str) -> Result<Opened, Err
     let options = PodCidrs { given: list("pod-cidrs"), given_up: list("given-up") };
     let names = value("cluster-pools").unwrap_or_default().split(',');
     let cluster_pools = names.filter(|name| !name.is_empty()).map(str::to_owned).collect();
+    let setting = |(key, value): &(String, String)| {
+        key.strip_prefix(SETTING).map(|name| (name.to_owned(), value.clone()))
+    };
+    let settings = own.iter().filter_map(setting).collect();
     store.commit(&changes).map_err(of_file(path))?;
     let (ipam, Recovered { dropped, .. }) =
         Ipam::open(store, boot_id).map_err(|error| of_ipam(path, error))?;
@@ -233,7 +252,17 @@ fn open_whole(path: &Path, node: &NodeName, boot_id: &str) -> Result<Opened, Err
         let done = format!("dropped, {} free", lease.addresses);
         repairs.push(of_another_boot(format!("lease of {}", lease.owner), &done));
     }
-    Ok(Opened { ipam, endpoints, policies, identities, options, cluster_pools, repairs, is_new })
+    Ok(Opened {
+        ipam,
+        endpoints,
+        policies,
+        identities,
+        options,
+        cluster_pools,
+        settings,
+        repairs,
+        is_new,
+    })
 }
 
 fn read_texts(
@@ -360,11 +389,15 @@ mod tests {
         let given = vec!["10.0.0.0/24".parse().unwrap(), "fd00::/64".parse().unwrap()];
         let options = PodCidrs { given, given_up: vec!["10.1.0.0/24".parse().unwrap()] };
         opened.ipam.begin(put_pod_cidrs(&options)).unwrap().wait().unwrap();
+        let set = ["timeout.icmp", "timeout.other"].map(|name| put_setting(name, "7"));
+        opened.ipam.begin(set.to_vec()).unwrap().wait().unwrap();
+        opened.ipam.begin(vec![remove_setting("timeout.other")]).unwrap().wait().unwrap();
         drop(opened.ipam);
 
         let opened = open(&path, &node(), "boot-1").unwrap();
         assert_eq!(opened.endpoints, [endpoint("b")]);
         assert_eq!((opened.repairs, opened.options), (Vec::new(), options));
+        assert_eq!(opened.settings, [("timeout.icmp".to_owned(), "7".to_owned())].into());
     }
 
     #[test]

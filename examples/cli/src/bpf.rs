@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::failure::Failure;
 use crate::output::Page;
 use crate::table::{BAD, Cell, Table};
-use crate::{BpfCommand, ListCommand, Places, bpf_policy, program};
+use crate::{BpfCommand, ListCommand, Places, bpf_policy, flow, program};
 
 pub(crate) fn run(places: &Places, command: &BpfCommand) -> Result<Page, Failure> {
     let tables = open(&places.bpffs)?;
@@ -17,7 +17,7 @@ pub(crate) fn run(places: &Places, command: &BpfCommand) -> Result<Page, Failure
         BpfCommand::Endpoint(ListCommand::List) => endpoints(&tables.endpoints().map_err(failed)?),
         BpfCommand::Ipcache(command) => bpf_policy::ipcache(places, &tables, command),
         BpfCommand::Policy(command) => bpf_policy::run(places, &tables, command),
-        BpfCommand::Flow(ListCommand::List) => flows(&tables.flows().map_err(failed)?),
+        BpfCommand::Flow(command) => flow::run(places, &tables, command),
         BpfCommand::Metrics(ListCommand::List) => metrics(&tables.metrics().map_err(failed)?),
         BpfCommand::Prog(ListCommand::List) => program::list(&tables.endpoints().map_err(failed)?),
     }
@@ -77,35 +77,6 @@ fn endpoints(rows: &[podwire_datapath::EndpointRow]) -> Result<Page, Failure> {
     page(json, &table)
 }
 
-fn flows(rows: &[podwire_datapath::FlowRow]) -> Result<Page, Failure> {
-    let mut table = Table::new()
-        .text("PROTOCOL")
-        .text("SOURCE")
-        .number("PORT")
-        .text("DESTINATION")
-        .number("PORT")
-        .number("PACKETS")
-        .number("BYTES");
-    let mut json = Vec::new();
-    for row in rows {
-        table.row([
-            Cell::new(protocol(row.protocol.0)),
-            Cell::new(row.source),
-            Cell::new(row.source_port),
-            Cell::new(row.destination),
-            Cell::new(row.destination_port),
-            Cell::new(row.packets),
-            Cell::new(row.bytes),
-        ]);
-        json.push(json!({
-            "protocol": row.protocol.0, "source": row.source, "source_port": row.source_port,
-            "destination": row.destination, "destination_port": row.destination_port,
-            "packets": row.packets, "bytes": row.bytes,
-        }));
-    }
-    page(json, &table)
-}
-
 fn metrics(rows: &[podwire_datapath::MetricRow]) -> Result<Page, Failure> {
     let mut table = Table::new()
         .text("PROGRAM")
@@ -137,15 +108,4 @@ pub(crate) fn page(json: Vec<Value>, table: &Table) -> Result<Page, Failure> {
 
 fn mac(mac: [u8; 6]) -> String {
     podwire_api::Mac(mac).to_string()
-}
-
-fn protocol(number: u8) -> String {
-    match number {
-        1 => "icmp".into(),
-        6 => "tcp".into(),
-        17 => "udp".into(),
-        58 => "icmpv6".into(),
-        132 => "sctp".into(),
-        other => other.to_string(),
-    }
 }

@@ -7,7 +7,9 @@ mod bpf;
 mod bpf_policy;
 mod cleanup;
 mod cni;
+mod config;
 mod failure;
+mod flow;
 mod ipam;
 mod output;
 mod policy;
@@ -69,6 +71,11 @@ enum Command {
     Ipam(ipam::Command),
     /// The agent's metrics, as a Prometheus server reads them.
     Metrics,
+    /// What the agent runs with, and settings that can be changed meanwhile.
+    Config {
+        #[command(subcommand)]
+        command: Option<config::Command>,
+    },
     /// The datapath's maps and programs, as the kernel has them; works without an agent.
     #[command(subcommand)]
     Bpf(BpfCommand),
@@ -116,9 +123,9 @@ enum BpfCommand {
     /// What endpoints may send and receive.
     #[command(subcommand)]
     Policy(bpf_policy::Command),
-    /// Flows that go through the host stack.
+    /// Conversations that the datapath knows.
     #[command(subcommand)]
-    Flow(ListCommand),
+    Flow(flow::Command),
     /// What became of packets, and why.
     #[command(subcommand)]
     Metrics(ListCommand),
@@ -164,6 +171,7 @@ fn run(cli: &Cli) -> Result<Page, Failure> {
         Command::Ipcache(command) => policy::ipcache(places, command),
         Command::Ipam(command) => ipam::run(places, command),
         Command::Metrics => agent::metrics(places),
+        Command::Config { command } => config::run(places, command.as_ref()),
         Command::Bpf(command) => bpf::run(places, command),
         Command::Cni(options) => cni::run(options),
         Command::Cleanup { yes } => {
