@@ -2,12 +2,13 @@
 //! `METRICS`'.
 
 use aya_ebpf::{
-    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray},
+    bindings::BPF_F_NO_PREALLOC,
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray},
     macros::btf_map,
 };
 use podwire_abi::{
     Address, Counter, FlowEntry, FlowKey, FragmentKey, FragmentPorts, IpcacheEntry,
-    METRICS_ENTRIES, NodeConfig, Slot,
+    METRICS_ENTRIES, NatDevice, NatEntry, NatKey, NodeConfig, Slot,
 };
 
 #[btf_map]
@@ -33,3 +34,23 @@ pub static FRAGMENTS: LruHashMap<FragmentKey, FragmentPorts, 8192> = LruHashMap:
 
 #[btf_map]
 pub static METRICS: PerCpuArray<Counter, { METRICS_ENTRIES as usize }> = PerCpuArray::new();
+
+// The maps of the programs at uplinks. A mapping in use must not make room for another's, so `NAT` is no
+// LRU table: user space removes what is idle. Its memory follows its entries, since most nodes have few.
+#[btf_map]
+pub static NAT: HashMap<NatKey, NatEntry, 131072, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+
+#[btf_map]
+pub static NAT_INBOUND: LruHashMap<NatKey, u32, 16384> = LruHashMap::new();
+
+#[btf_map]
+pub static NAT_FRAGMENTS: LruHashMap<FragmentKey, FragmentPorts, 8192> = LruHashMap::new();
+
+#[btf_map]
+pub static NAT_DEVICES: HashMap<u32, NatDevice, 256> = HashMap::new();
+
+#[btf_map]
+pub static NAT_PODS: LpmTrie<Address, u32, 4096> = LpmTrie::new();
+
+#[btf_map]
+pub static NAT_EXCLUDED: LpmTrie<Address, u32, 65536> = LpmTrie::new();
