@@ -37,9 +37,7 @@ mod reason;
 
 pub use address::{Address, Be16, Be32, EthernetPair, Mac};
 pub use flow::{FlowEntry, FlowKey, FragmentKey, FragmentPorts, Protocol};
-pub use nat::{
-    NAT_TRIES, NatDevice, NatEntry, NatKey, nat_direction, nat_flag, nat_tcp,
-};
+pub use nat::{NAT_TRIES, NatDevice, NatEntry, NatKey, nat_direction, nat_flag, nat_tcp};
 pub use node::{IpcacheEntry, NodeConfig, Slot, identity, slot_flag};
 pub use reason::{Counter, Hook, METRICS_ENTRIES, Reason, metric_index};
 

@@ -30,14 +30,22 @@ pub struct Options {
     pub slots: u32,
     /// How many directions of flows that the host stack carries are remembered.
     pub flows: u32,
+    /// How many conversations can be masqueraded at a time.
+    pub mappings: u32,
     /// How programs are attached.
     pub attach: Attach,
 }
 
 impl Options {
-    /// The sizes that suit an ordinary node: 4,096 endpoints, 65,536 flows.
+    /// The sizes that suit an ordinary node: 4,096 endpoints, 65,536 flows and as many mappings.
     pub fn new(bpffs: impl Into<PathBuf>) -> Self {
-        Self { bpffs: bpffs.into(), slots: 4096, flows: 65536, attach: Attach::Auto }
+        Self {
+            bpffs: bpffs.into(),
+            slots: 4096,
+            flows: 65536,
+            mappings: 65536,
+            attach: Attach::Auto,
+        }
     }
 }
 
@@ -140,6 +148,7 @@ impl Datapath {
             .max_entries(map::LINKS, options.slots)
             .max_entries(map::IPCACHE, options.slots.saturating_mul(2).saturating_add(16))
             .max_entries(map::FLOWS, options.flows)
+            .max_entries(map::NAT, options.mappings.saturating_mul(2))
             .global(SLOT_MASK, &slot_mask(options.slots))
             .pin_maps(&maps)
             .load()?;

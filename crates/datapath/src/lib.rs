@@ -5,14 +5,20 @@ mod attach;
 mod datapath;
 mod error;
 mod halves;
+mod nat;
 mod slots;
 mod tables;
+mod uplink;
 
 pub use attach::{Attach, Attached, By, LinkPin, is_own_filter};
 pub use datapath::{
     Datapath, Delivery, EndpointConfig, Interface, NodeSetup, Options, grace_period,
 };
 pub use error::Error;
+pub use nat::{
+    LinkHeader, Nat, NatCount, NatEnd, NatFilter, NatOrigin, NatRow, NatState, NatSwept,
+    NatTimeouts, PortRange, UplinkConfig,
+};
 pub use podwire_abi as abi;
 pub use podwire_bpf::AttachMode;
 pub use tables::{EndpointRow, FlowRow, IpcacheRow, MetricRow, Tables};

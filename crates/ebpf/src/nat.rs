@@ -28,6 +28,7 @@ use podwire_abi::{
 
 use self::{
     packet::{Kind, Packet, Part},
+    ports::Wish,
     rewrite::End,
 };
 use crate::{
@@ -43,28 +44,43 @@ const ESP: Protocol = Protocol(50);
 /// What leaves by an uplink.
 #[inline(always)]
 pub fn leave(ctx: &TcContext) -> Outcome {
-    let Some((ifindex, device)) = device(ctx) else { return untranslated() };
+    let Some(device) = device(ctx) else { return untranslated() };
     let Some(packet) = Packet::read(ctx, device.header) else { return untranslated() };
     if packet.kind == Kind::Error {
         return quoted::leave(ctx, &packet);
     }
     if packet.part == Part::Orphan {
-        return if is_masqueraded(&packet) { Err(Drop(Reason::UnknownFragment)) } else { untranslated() };
+        return if is_masqueraded(&packet) {
+            Err(Drop(Reason::UnknownFragment))
+        } else {
+            untranslated()
+        };
     }
     let key = packet.key(nat_direction::OUT);
-    if let Some(entry) = NAT.get_ptr_mut(key) {
-        // SAFETY: entries are plain numbers, which other programs change as this one does.
-        let entry = unsafe { &mut *entry };
-        touch(ctx, &packet, &key, entry);
-        return masquerade(ctx, &packet, entry.address, entry.port);
+    let entry = match NAT.get_ptr_mut(key) {
+        Some(entry) => entry,
+        None => {
+            match nat_begin(ctx.skb.skb, &packet, device) {
+                ESTABLISHED => {}
+                code => return refused(code),
+            }
+            NAT.get_ptr_mut(key).ok_or(Drop(Reason::NatTableFull))?
+        }
+    };
+    // SAFETY: entries are plain numbers, which other programs change as this one does.
+    let entry = unsafe { &mut *entry };
+    touch(ctx, &packet, &key, entry);
+    if entry.address == packet.source && entry.port == packet.source_port {
+        return untranslated();
     }
-    begin(ctx, &packet, &key, ifindex, device)
+    rewrite::end(ctx, &packet, End::Source, &entry.address, Some(entry.port))?;
+    Ok(Verdict::next(Reason::Masqueraded))
 }
 
 /// What comes by an uplink.
 #[inline(always)]
 pub fn arrive(ctx: &TcContext) -> Outcome {
-    let Some((_, device)) = device(ctx) else { return untranslated() };
+    let Some(device) = device(ctx) else { return untranslated() };
     let Some(packet) = Packet::read(ctx, device.header) else { return untranslated() };
     if packet.kind == Kind::Error {
         return quoted::arrive(ctx, &packet);
@@ -95,7 +111,7 @@ pub fn arrive(ctx: &TcContext) -> Outcome {
         return Ok(Verdict::next(Reason::Unmasqueraded));
     }
     if device.address(&key.local) != Some(key.local) {
-        note_inbound(&packet, &key);
+        nat_inbound(&packet);
     }
     untranslated()
 }
@@ -106,103 +122,126 @@ fn untranslated() -> Outcome {
 }
 
 #[inline(always)]
-fn device(ctx: &TcContext) -> Option<(u32, &'static NatDevice)> {
+fn device(ctx: &TcContext) -> Option<&'static NatDevice> {
     // SAFETY: the context is valid for the whole run of the program.
     let ifindex = unsafe { (*ctx.skb.skb).ifindex };
     // SAFETY: entries are plain numbers, replaced whole.
-    unsafe { NAT_DEVICES.get(ifindex) }.map(|device| (ifindex, device))
+    unsafe { NAT_DEVICES.get(ifindex) }
 }
 
+/// The packet has a mapping now.
+const ESTABLISHED: u32 = 1;
+/// It needs none.
+const UNTRANSLATED: u32 = 0;
+
+/// What becomes of a packet that got no mapping, for which the reason's number is the code.
 #[inline(always)]
-fn masquerade(ctx: &TcContext, packet: &Packet, address: Address, port: Be16) -> Outcome {
-    if address == packet.source && port == packet.source_port {
-        return untranslated();
+fn refused(code: u32) -> Outcome {
+    const EXHAUSTED: u32 = Reason::NatPortsExhausted as u32;
+    const NO_ADDRESS: u32 = Reason::NatNoAddress as u32;
+    const UNSUPPORTED: u32 = Reason::NatUnsupported as u32;
+    const TAKEN: u32 = Reason::NatPortTaken as u32;
+    match code {
+        UNTRANSLATED => untranslated(),
+        EXHAUSTED => Err(Drop(Reason::NatPortsExhausted)),
+        NO_ADDRESS => Err(Drop(Reason::NatNoAddress)),
+        UNSUPPORTED => Err(Drop(Reason::NatUnsupported)),
+        TAKEN => Err(Drop(Reason::NatPortTaken)),
+        _ => Err(Drop(Reason::NatTableFull)),
     }
-    rewrite::end(ctx, packet, End::Source, &address, Some(port))?;
-    Ok(Verdict::next(Reason::Masqueraded))
 }
 
-/// A packet without a mapping: one that begins a conversation, or nothing of ours.
+/// A packet without a mapping: one that begins a conversation, or nothing of ours. A function that the
+/// verifier looks at by itself, once; see `ports::nat_choose`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn nat_begin(
+    skb: *mut __sk_buff,
+    packet: *const Packet,
+    device: *const NatDevice,
+) -> u32 {
+    // SAFETY: the verifier sees to it that callers give a context, and whole values or null.
+    let (packet, device) = unsafe { (packet.as_ref(), device.as_ref()) };
+    let (Some(packet), Some(device)) = (packet, device) else { return UNTRANSLATED };
+    match begin(&TcContext::new(skb), packet, device) {
+        Ok(code) => code,
+        Err(Drop(reason)) => reason as u32,
+    }
+}
+
 #[inline(always)]
-fn begin(ctx: &TcContext, packet: &Packet, key: &NatKey, ifindex: u32, device: &NatDevice) -> Outcome {
-    let entry = NatEntry { ifindex, created: seconds(), seen: seconds(), ..NatEntry::default() };
-    let arriving = NatKey { direction: nat_direction::IN, ..*key };
+fn begin(ctx: &TcContext, packet: &Packet, device: &NatDevice) -> Result<u32, Drop> {
+    let key = &packet.key(nat_direction::OUT);
+    let mut wish = Wish::of(key, device, seconds());
+    // SAFETY: the context is valid for the whole run of the program.
+    wish.back.ifindex = unsafe { (*ctx.skb.skb).ifindex };
     // SAFETY: read at once.
-    let taken = unsafe { NAT.get(arriving) };
-    if let Some(taken) = taken
+    if let Some(taken) = unsafe { NAT.get(&wish.arriving) }
         && !(taken.address == key.local && taken.port == key.local_port)
     {
         // The node's own packet, and its port is a mapping's.
-        let entry = NatEntry { flags: nat_flag::NODE, ..entry };
-        return establish(ctx, packet, key, entry, key.local, device, ports::Own::Taken);
+        wish.back.flags = nat_flag::NODE;
+        return establish(ctx, packet, key, &mut wish, ports::Own::Taken);
     }
-    if device.address(&key.local) == Some(key.local) {
-        return note_own(ctx, packet, key, entry);
+    let address = device.address(&key.local);
+    if address == Some(key.local) {
+        note_own(ctx, packet, key, &mut wish);
+        return Ok(UNTRANSLATED);
     }
     if !is_masqueraded(packet) || packet.kind == Kind::Answers || is_inbound(key) {
-        return untranslated();
+        return Ok(UNTRANSLATED);
     }
-    let address = device.address(&key.local).ok_or(Drop(Reason::NatNoAddress))?;
-    establish(ctx, packet, key, entry, address, device, ports::Own::Wanted)
+    wish.arriving.local = address.ok_or(Drop(Reason::NatNoAddress))?;
+    establish(ctx, packet, key, &mut wish, ports::Own::Wanted)
 }
 
 /// The node's own packet, of which nothing needs to be translated. Where no socket will tell that its port
 /// is in use, an entry that changes nothing does: echoes, protocols whose sockets cannot be looked
 /// up, and what netfilter has given the node's address.
 #[inline(always)]
-fn note_own(ctx: &TcContext, packet: &Packet, key: &NatKey, entry: NatEntry) -> Outcome {
+fn note_own(ctx: &TcContext, packet: &Packet, key: &NatKey, wish: &mut Wish) {
     let socket = matches!(packet.protocol, Protocol::TCP | Protocol::UDP) && has_sender(ctx);
     if socket || packet.kind == Kind::Other || packet.kind == Kind::Answers {
-        return untranslated();
+        return;
     }
-    let mut entry = NatEntry { address: key.local, port: key.local_port, flags: nat_flag::NODE, ..entry };
+    wish.back.flags = nat_flag::NODE;
     // Without room the packet goes on; that is what it would have done anyway.
-    let other = key.other(&entry);
-    if insert(&other, &entry) != Inserted::No {
-        touch(ctx, packet, key, &mut entry);
-        insert(key, &entry);
+    if insert(&wish.arriving, &wish.back) != Inserted::No {
+        insert(key, &wish.back);
     }
-    untranslated()
 }
 
-/// Makes a mapping, and translates its first packet.
+/// Makes a mapping, whose address is the wish's.
 #[inline(always)]
 fn establish(
     ctx: &TcContext,
     packet: &Packet,
     key: &NatKey,
-    entry: NatEntry,
-    address: Address,
-    device: &NatDevice,
+    wish: &mut Wish,
     own: ports::Own,
-) -> Outcome {
-    let back = NatEntry { address: key.local, port: key.local_port, ..entry };
-    let port = match packet.protocol {
+) -> Result<u32, Drop> {
+    match packet.protocol {
         Protocol::TCP | Protocol::UDP | Protocol::ICMP | Protocol::ICMPV6 => {
             if packet.kind == Kind::Other {
                 return Err(Drop(Reason::NatUnsupported));
             }
-            ports::choose(ctx, key, &address, &back, device, own)?
+            ports::choose(ctx, wish, own)?;
         }
         // SCTP's checksum covers the ports and would have to be computed anew (RFC 9260, 6.8).
-        Protocol::SCTP | GRE | ESP => ports::keep(key, &address, &back, own)?,
+        Protocol::SCTP | GRE | ESP => ports::keep(wish, own)?,
         _ => return Err(Drop(Reason::NatUnsupported)),
-    };
-    let mut entry = NatEntry { address, port, ..entry };
-    touch(ctx, packet, key, &mut entry);
-    match insert(key, &entry) {
-        Inserted::Yes => masquerade(ctx, packet, address, port),
+    }
+    wish.back.address = wish.arriving.local;
+    wish.back.port = wish.arriving.local_port;
+    match insert(key, &wish.back) {
+        Inserted::Yes => Ok(ESTABLISHED),
+        // Another processor was faster with a packet of the same conversation.
         Inserted::There => {
-            // Another processor was faster with a packet of the same conversation.
-            let _ = NAT.remove(key.other(&entry));
-            let Some(entry) = NAT.get_ptr_mut(key) else { return Err(Drop(Reason::NatTableFull)) };
-            // SAFETY: as in `leave`.
-            let entry = unsafe { &mut *entry };
-            touch(ctx, packet, key, entry);
-            masquerade(ctx, packet, entry.address, entry.port)
+            let _ = NAT.remove(&wish.arriving);
+            Ok(ESTABLISHED)
         }
         Inserted::No => {
-            let _ = NAT.remove(key.other(&entry));
+            let _ = NAT.remove(&wish.arriving);
             Err(Drop(Reason::NatTableFull))
         }
     }
@@ -211,12 +250,22 @@ fn establish(
 /// Whether a packet is a pod's that leaves the pod network.
 #[inline(always)]
 fn is_masqueraded(packet: &Packet) -> bool {
+    nat_is_masqueraded(packet) != 0
+}
+
+/// See [`is_masqueraded`]. A function that the verifier looks at by itself, once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn nat_is_masqueraded(packet: *const Packet) -> u32 {
+    // SAFETY: the verifier sees to it that callers give a whole packet or null.
+    let Some(packet) = (unsafe { packet.as_ref() }) else { return 0 };
     let to = &packet.destination;
-    is_in_pods(&packet.source)
+    let is = is_in_pods(&packet.source)
         && !to.is_multicast()
         && !to.is_ipv6_link_local()
         && !is_in_pods(to)
-        && NAT_EXCLUDED.get(&Key::new(128, *to)).is_none()
+        && NAT_EXCLUDED.get(&Key::new(128, *to)).is_none();
+    is.into()
 }
 
 #[inline(always)]
@@ -231,10 +280,22 @@ fn is_inbound(key: &NatKey) -> bool {
 }
 
 /// Remembers that outside speaks to a pod by its own address, so that the pod's answers keep it. A mapping
-/// that was made before, and that nobody has answered to, was made of such answers.
+/// that was made before, and that nobody has answered to, was made of such answers. A function that
+/// the verifier looks at by itself, once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn nat_inbound(packet: *const Packet) -> u32 {
+    // SAFETY: the verifier sees to it that callers give a whole packet or null.
+    if let Some(packet) = unsafe { packet.as_ref() } {
+        note_inbound(packet);
+    }
+    0
+}
+
 #[inline(always)]
-fn note_inbound(packet: &Packet, arriving: &NatKey) {
-    let key = NatKey { direction: nat_direction::OUT, ..*arriving };
+fn note_inbound(packet: &Packet) {
+    let mut key = packet.key(nat_direction::IN);
+    key.direction = nat_direction::OUT;
     if packet.kind == Kind::Other
         || packet.kind == Kind::Answers
         || is_inbound(&key)

@@ -1,9 +1,7 @@
 //! Reading a packet at an uplink, where its link-layer header is as long as the device says.
 
-use aya_ebpf::programs::TcContext;
-use podwire_abi::{
-    Address, Be16, Be32, FragmentKey, FragmentPorts, NatKey, Protocol, nat_tcp,
-};
+use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
+use podwire_abi::{Address, Be16, Be32, FragmentKey, FragmentPorts, NatKey, Protocol, nat_tcp};
 
 use crate::{
     maps::NAT_FRAGMENTS,
@@ -25,6 +23,7 @@ const DESTINATION_OPTIONS: u8 = 60;
 const MAX_EXTENSION_HEADERS: usize = 6;
 
 /// What the programs look at of a packet.
+#[repr(C)]
 pub struct Packet {
     pub source: Address,
     pub destination: Address,
@@ -42,6 +41,7 @@ pub struct Packet {
 }
 
 /// What a packet is to its conversation.
+#[repr(u8)]
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// A SYN without ACK, an echo request.
@@ -57,6 +57,7 @@ pub enum Kind {
 }
 
 /// Which part of a packet this is.
+#[repr(u8)]
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Part {
     /// It has its transport header: a whole packet, or a first fragment.
@@ -71,6 +72,13 @@ impl Packet {
     /// Reads a packet; `None` for what is no whole IP packet, or has a VLAN tag.
     #[inline(always)]
     pub fn read(ctx: &TcContext, header: u32) -> Option<Self> {
+        let nowhere = (Address::UNSPECIFIED, Address::UNSPECIFIED);
+        let mut packet = Self::headed(nowhere, 0, (0, 0));
+        (nat_read(ctx.skb.skb, &raw mut packet, header) != 0).then_some(packet)
+    }
+
+    #[inline(always)]
+    fn fill(&mut self, ctx: &TcContext, header: u32) -> Option<()> {
         // SAFETY: the context is valid for the whole run of the program.
         let (protocol, tagged) = unsafe { ((*ctx.skb.skb).protocol, (*ctx.skb.skb).vlan_present) };
         if tagged != 0 {
@@ -78,11 +86,13 @@ impl Packet {
         }
         // One of two constants, so that offsets are bounded.
         let network = if header == 0 { 0 } else { 14 };
-        let (mut packet, fragment) = match u16::from_be(protocol as u16) {
-            ETH_IPV4 => read_ipv4(ctx, network)?,
-            ETH_IPV6 => read_ipv6(ctx, network)?,
+        self.network = network;
+        let fragment = match u16::from_be(protocol as u16) {
+            ETH_IPV4 => self.read_ipv4(ctx)?,
+            ETH_IPV6 => self.read_ipv6(ctx)?,
             _ => return None,
         };
+        let packet = self;
         match fragment {
             Fragment::Whole => packet.read_transport(ctx)?,
             Fragment::First(identification) => {
@@ -106,7 +116,7 @@ impl Packet {
                 }
             }
         }
-        Some(packet)
+        Some(())
     }
 
     /// What a mapping of this packet is found by, given whether it leaves or arrives.
@@ -212,85 +222,92 @@ impl Packet {
     }
 }
 
+/// See [`Packet::read`]. A function that the verifier looks at by itself, once: in its callers it would be
+/// multiplied by all that they do.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn nat_read(skb: *mut __sk_buff, packet: *mut Packet, header: u32) -> u32 {
+    // SAFETY: the verifier sees to it that callers give a context, and a whole packet or null.
+    let Some(packet) = (unsafe { packet.as_mut() }) else { return 0 };
+    packet.fill(&TcContext::new(skb), header).is_some().into()
+}
+
 enum Fragment {
     Whole,
     First(Be32),
     Later(Be32),
 }
 
-#[inline(always)]
-fn read_ipv4(ctx: &TcContext, network: usize) -> Option<(Packet, Fragment)> {
-    let header: [u32; 5] = load(ctx, network)?;
-    let [first, ..] = header[0].to_ne_bytes();
-    let header_len = usize::from(first & 0x0f) * 4;
-    if first >> 4 != 4 || header_len < IPV4_LEN {
-        return None;
-    }
-    let [a, b, c, d] = header[1].to_ne_bytes();
-    let identification = Be32::new(u32::from(u16::from_be_bytes([a, b])));
-    let field = u16::from_be_bytes([c, d]);
-    let fragment = match (field & 0x1fff, field & 0x2000 != 0) {
-        (0, false) => Fragment::Whole,
-        (0, true) => Fragment::First(identification),
-        _ => Fragment::Later(identification),
-    };
-    let [_, protocol, ..] = header[2].to_ne_bytes();
-    let ends = (
-        Address::from_ipv4_raw(Be32::from_raw(header[3])),
-        Address::from_ipv4_raw(Be32::from_raw(header[4])),
-    );
-    Some((Packet::headed(ends, protocol, (network, network + header_len)), fragment))
-}
-
-#[inline(always)]
-fn read_ipv6(ctx: &TcContext, network: usize) -> Option<(Packet, Fragment)> {
-    let header: [u32; 10] = load(ctx, network)?;
-    let [first, ..] = header[0].to_ne_bytes();
-    let ends = ipv6_ends(&header);
-    // Keys hold IPv4 addresses in this form, and no packet may carry it (RFC 4291, 2.5.5.2).
-    if first >> 4 != 6 || ends.0.is_ipv4() || ends.1.is_ipv4() {
-        return None;
-    }
-    let [_, _, mut next, _] = header[1].to_ne_bytes();
-    let mut transport = network + IPV6_LEN;
-    let mut fragment = Fragment::Whole;
-    for _ in 0..MAX_EXTENSION_HEADERS {
-        if !is_extension(next) {
-            break;
+impl Packet {
+    #[inline(always)]
+    fn read_ipv4(&mut self, ctx: &TcContext) -> Option<Fragment> {
+        let header: [u32; 5] = load(ctx, self.network)?;
+        let [first, ..] = header[0].to_ne_bytes();
+        let header_len = usize::from(first & 0x0f) * 4;
+        if first >> 4 != 4 || header_len < IPV4_LEN {
+            return None;
         }
-        let header: [u32; 2] = load(ctx, transport)?;
-        let [following, len, high, low] = header[0].to_ne_bytes();
-        match next {
-            FRAGMENT => {
-                let identification = Be32::from_raw(header[1]);
-                let field = u16::from_be_bytes([high, low]);
-                transport += 8;
-                fragment = match (field >> 3, field & 1) {
-                    (0, 0) => Fragment::Whole,
-                    (0, _) => Fragment::First(identification),
-                    _ => {
+        let [a, b, c, d] = header[1].to_ne_bytes();
+        let identification = Be32::new(u32::from(u16::from_be_bytes([a, b])));
+        let field = u16::from_be_bytes([c, d]);
+        self.source = Address::from_ipv4_raw(Be32::from_raw(header[3]));
+        self.destination = Address::from_ipv4_raw(Be32::from_raw(header[4]));
+        self.protocol = Protocol(header[2].to_ne_bytes()[1]);
+        self.transport = self.network + header_len;
+        Some(match (field & 0x1fff, field & 0x2000 != 0) {
+            (0, false) => Fragment::Whole,
+            (0, true) => Fragment::First(identification),
+            _ => Fragment::Later(identification),
+        })
+    }
+
+    #[inline(always)]
+    fn read_ipv6(&mut self, ctx: &TcContext) -> Option<Fragment> {
+        let header: [u32; 2] = load(ctx, self.network)?;
+        (self.source, self.destination) = load(ctx, self.network + 8)?;
+        // Keys hold IPv4 addresses in this form, and no packet may carry it (RFC 4291, 2.5.5.2).
+        if header[0].to_ne_bytes()[0] >> 4 != 6
+            || self.source.is_ipv4()
+            || self.destination.is_ipv4()
+        {
+            return None;
+        }
+        let mut next = header[1].to_ne_bytes()[2];
+        let mut transport = self.network + IPV6_LEN;
+        let mut fragment = Fragment::Whole;
+        for _ in 0..MAX_EXTENSION_HEADERS {
+            if !is_extension(next) {
+                break;
+            }
+            let header: [u32; 2] = load(ctx, transport)?;
+            let [following, len, high, low] = header[0].to_ne_bytes();
+            match next {
+                FRAGMENT => {
+                    let identification = Be32::from_raw(header[1]);
+                    let field = u16::from_be_bytes([high, low]);
+                    transport += 8;
+                    if field >> 3 != 0 {
                         fragment = Fragment::Later(identification);
                         next = following;
                         break;
                     }
-                };
+                    if field & 1 != 0 {
+                        fragment = Fragment::First(identification);
+                    }
+                }
+                // RFC 4302 counts in words of four bytes, less two.
+                AUTHENTICATION => transport += (usize::from(len) + 2) * 4,
+                _ => transport += (usize::from(len) + 1) * 8,
             }
-            // RFC 4302 counts in words of four bytes, less two.
-            AUTHENTICATION => transport += (usize::from(len) + 2) * 4,
-            _ => transport += (usize::from(len) + 1) * 8,
+            next = following;
         }
-        next = following;
+        if is_extension(next) && !matches!(fragment, Fragment::Later(_)) {
+            return None;
+        }
+        self.protocol = Protocol(next);
+        self.transport = transport;
+        Some(fragment)
     }
-    if is_extension(next) && !matches!(fragment, Fragment::Later(_)) {
-        return None;
-    }
-    Some((Packet::headed(ends, next, (network, transport)), fragment))
-}
-
-#[inline(always)]
-pub fn ipv6_ends(header: &[u32; 10]) -> (Address, Address) {
-    let [_, _, a, b, c, d, e, f, g, h] = header.map(Be32::from_raw);
-    (Address([a, b, c, d]), Address([e, f, g, h]))
 }
 
 #[inline(always)]

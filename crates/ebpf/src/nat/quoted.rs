@@ -1,11 +1,11 @@
 //! ICMP errors: the packet that they quote is translated as well, or its sender would not know it.
 
-use aya_ebpf::programs::TcContext;
+use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use podwire_abi::{Address, Be32, NatEntry, Protocol, Reason, nat_direction};
 
 use super::{
     is_inbound, is_masqueraded,
-    packet::{Packet, ipv6_ends, load},
+    packet::{Packet, load},
     rewrite::{self, End, Places, adjusted, changed, difference},
     untranslated,
 };
@@ -19,55 +19,89 @@ use crate::{
 /// it, a pod or this node on its way to the pod, the quote is made what was sent here.
 #[inline(always)]
 pub fn leave(ctx: &TcContext, error: &Packet) -> Outcome {
-    let Some(quote) = read(ctx, error) else { return unrelated(error) };
-    // The quoted packet's receiver is what sends the conversation's other direction.
-    let mut key = quote.key(nat_direction::IN);
-    key.direction = nat_direction::OUT;
-    // SAFETY: read at once; entries' addresses do not change.
-    let Some(entry) = (unsafe { NAT.get(key) }) else {
-        return if is_inbound(&key) { untranslated() } else { unrelated(error) };
-    };
-    if entry.address == key.local && entry.port == key.local_port {
-        return untranslated();
+    let mut address = error.source;
+    match nat_quoted(ctx.skb.skb, error, &raw mut address, nat_direction::OUT.into()) {
+        TRANSLATED => {
+            rewrite::end(ctx, error, End::Source, &address, None)?;
+            Ok(Verdict::next(Reason::Masqueraded))
+        }
+        UNCHANGEABLE => Err(Drop(Reason::Unchangeable)),
+        UNKNOWN if is_masqueraded(error) => Err(Drop(Reason::NatUnrelated)),
+        _ => untranslated(),
     }
-    translate(ctx, error, &quote, End::Destination, entry)?;
-    if error.source == key.local {
-        rewrite::end(ctx, error, End::Source, &entry.address, None)?;
-    }
-    Ok(Verdict::next(Reason::Masqueraded))
 }
 
 /// An error that arrives: about a packet that left, which is quoted as it was after translation.
 #[inline(always)]
 pub fn arrive(ctx: &TcContext, error: &Packet) -> Outcome {
-    let Some(quote) = read(ctx, error) else { return untranslated() };
-    let mut key = quote.key(nat_direction::OUT);
-    key.direction = nat_direction::IN;
-    // Nobody is told of what he has not sent.
-    if error.destination != key.local {
-        return untranslated();
+    let mut address = error.destination;
+    match nat_quoted(ctx.skb.skb, error, &raw mut address, nat_direction::IN.into()) {
+        TRANSLATED => {
+            rewrite::end(ctx, error, End::Destination, &address, None)?;
+            Ok(Verdict::next(Reason::Unmasqueraded))
+        }
+        UNCHANGEABLE => Err(Drop(Reason::Unchangeable)),
+        _ => untranslated(),
     }
-    // SAFETY: as above.
-    let Some(entry) = (unsafe { NAT.get(key) }) else { return untranslated() };
-    if entry.address == key.local && entry.port == key.local_port {
-        return untranslated();
-    }
-    translate(ctx, error, &quote, End::Source, entry)?;
-    rewrite::end(ctx, error, End::Destination, &entry.address, None)?;
-    Ok(Verdict::next(Reason::Unmasqueraded))
 }
 
-#[inline(always)]
-fn unrelated(error: &Packet) -> Outcome {
-    if is_masqueraded(error) { Err(Drop(Reason::NatUnrelated)) } else { untranslated() }
+const UNTRANSLATED: u32 = 0;
+const TRANSLATED: u32 = 1;
+/// About nothing that is known here.
+const UNKNOWN: u32 = 2;
+const UNCHANGEABLE: u32 = 3;
+
+/// Translates an error's quote, and tells what becomes of the error's own `address` at this side. A function
+/// that the verifier looks at by itself, once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn nat_quoted(
+    skb: *mut __sk_buff,
+    error: *const Packet,
+    address: *mut Address,
+    direction: u32,
+) -> u32 {
+    // SAFETY: the verifier sees to it that callers give a context, and a whole packet or null.
+    let (error, address) = unsafe { (error.as_ref(), address.as_mut()) };
+    let (Some(error), Some(address)) = (error, address) else { return UNCHANGEABLE };
+    let ctx = &TcContext::new(skb);
+    let leaves = direction == u32::from(nat_direction::OUT);
+    let nowhere = (Address::UNSPECIFIED, Address::UNSPECIFIED);
+    let mut quote = Packet::headed(nowhere, 0, (0, 0));
+    if read(ctx, error, &mut quote).is_none() {
+        return UNKNOWN;
+    }
+    // What is quoted went the other way.
+    let mut key = quote.key(if leaves { nat_direction::IN } else { nat_direction::OUT });
+    key.direction ^= 1;
+    // Nobody is told of what he has not sent.
+    if !leaves && error.destination != key.local {
+        return UNTRANSLATED;
+    }
+    // SAFETY: read at once; entries' addresses do not change.
+    let Some(entry) = (unsafe { NAT.get(key) }) else {
+        return if leaves && is_inbound(&key) { UNTRANSLATED } else { UNKNOWN };
+    };
+    if entry.address == key.local && entry.port == key.local_port {
+        return UNTRANSLATED;
+    }
+    if *address == key.local {
+        *address = entry.address;
+    }
+    let end = if leaves { End::Destination } else { End::Source };
+    match translate(ctx, error, &quote, end, entry) {
+        Ok(()) => TRANSLATED,
+        Err(_) => UNCHANGEABLE,
+    }
 }
 
 /// The quoted packet. Of IPv6 only quotes without extension headers are understood, and of fragments none
 /// but the first: the others have no ports.
 #[inline(always)]
-fn read(ctx: &TcContext, error: &Packet) -> Option<Packet> {
+fn read(ctx: &TcContext, error: &Packet, quote: &mut Packet) -> Option<()> {
     let network = error.transport + 8;
-    let mut quote = if error.protocol == Protocol::ICMP {
+    quote.network = network;
+    if error.protocol == Protocol::ICMP {
         let header: [u32; 5] = load(ctx, network)?;
         let [first, ..] = header[0].to_ne_bytes();
         let [_, _, high, low] = header[1].to_ne_bytes();
@@ -75,20 +109,19 @@ fn read(ctx: &TcContext, error: &Packet) -> Option<Packet> {
         if first >> 4 != 4 || length < IPV4_LEN || u16::from_be_bytes([high, low]) & 0x1fff != 0 {
             return None;
         }
-        let ends = (
-            Address::from_ipv4_raw(Be32::from_raw(header[3])),
-            Address::from_ipv4_raw(Be32::from_raw(header[4])),
-        );
-        Packet::headed(ends, header[2].to_ne_bytes()[1], (network, network + length))
+        quote.source = Address::from_ipv4_raw(Be32::from_raw(header[3]));
+        quote.destination = Address::from_ipv4_raw(Be32::from_raw(header[4]));
+        quote.protocol = Protocol(header[2].to_ne_bytes()[1]);
+        quote.transport = network + length;
     } else {
-        let header: [u32; 10] = load(ctx, network)?;
-        let [first, ..] = header[0].to_ne_bytes();
-        if first >> 4 != 6 {
+        let header: [u32; 2] = load(ctx, network)?;
+        if header[0].to_ne_bytes()[0] >> 4 != 6 {
             return None;
         }
-        let next = header[1].to_ne_bytes()[2];
-        Packet::headed(ipv6_ends(&header), next, (network, network + IPV6_LEN))
-    };
+        (quote.source, quote.destination) = load(ctx, network + 8)?;
+        quote.protocol = Protocol(header[1].to_ne_bytes()[2]);
+        quote.transport = network + IPV6_LEN;
+    }
     match quote.protocol {
         Protocol::TCP | Protocol::UDP | Protocol::SCTP => {
             quote.set_ports(load(ctx, quote.transport)?);
@@ -96,7 +129,7 @@ fn read(ctx: &TcContext, error: &Packet) -> Option<Packet> {
         Protocol::ICMP | Protocol::ICMPV6 => quote.set_icmp(load(ctx, quote.transport)?),
         _ => {}
     }
-    Some(quote)
+    Some(())
 }
 
 /// Changes one end of the quoted packet, the quoted checksums, and the error's own for all of it.
@@ -151,4 +184,3 @@ fn adjust(ctx: &TcContext, outer: usize, at: usize, by: u32) -> Result<(), Drop>
 fn folded(sum: u64) -> u32 {
     ((sum & 0xffff_ffff) + (sum >> 32)) as u32
 }
-

@@ -6,7 +6,7 @@
 //! balanced by the header's checksum. IPv6 has none, so there the sum is told (`BPF_F_RECOMPUTE_CSUM`).
 
 use aya_ebpf::{
-    bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM},
+    bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM},
     helpers::bpf_csum_diff,
     programs::TcContext,
 };
@@ -65,6 +65,51 @@ impl Places {
 /// Gives one end of a packet another address, and another port if there is one to be had.
 #[inline(always)]
 pub fn end(
+    ctx: &TcContext,
+    packet: &Packet,
+    end: End,
+    address: &Address,
+    port: Option<Be16>,
+) -> Result<(), Drop> {
+    let change = Change {
+        address: *address,
+        port: port.map_or(Be16::new(0), |port| port),
+        has_port: port.is_some().into(),
+        is_source: (end == End::Source).into(),
+    };
+    match nat_rewrite(ctx.skb.skb, packet, &raw const change) {
+        0 => Ok(()),
+        _ => Err(Drop(Reason::Unchangeable)),
+    }
+}
+
+/// What is wanted of [`nat_rewrite`].
+#[repr(C)]
+pub struct Change {
+    address: Address,
+    port: Be16,
+    has_port: u8,
+    is_source: u8,
+}
+
+/// See [`end`]. A function that the verifier looks at by itself, once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn nat_rewrite(
+    skb: *mut __sk_buff,
+    packet: *const Packet,
+    change: *const Change,
+) -> u32 {
+    // SAFETY: the verifier sees to it that callers give a context, and whole values or null.
+    let (packet, change) = unsafe { (packet.as_ref(), change.as_ref()) };
+    let (Some(packet), Some(change)) = (packet, change) else { return 1 };
+    let end = if change.is_source != 0 { End::Source } else { End::Destination };
+    let port = (change.has_port != 0).then_some(change.port);
+    u32::from(apply(&TcContext::new(skb), packet, end, &change.address, port).is_err())
+}
+
+#[inline(always)]
+fn apply(
     ctx: &TcContext,
     packet: &Packet,
     end: End,
