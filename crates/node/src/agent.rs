@@ -18,6 +18,7 @@ use crate::blocks::{self, Before};
 use crate::choice::Chooser;
 use crate::error::chain;
 use crate::kernel::{Gone, KernelDatapath, KernelLinks};
+use crate::masquerade::Uplinks;
 use crate::metrics::Measured;
 use crate::node::pools::prefixes;
 use crate::node::{Kernel, Node};
@@ -27,7 +28,8 @@ use crate::router::KernelRoutes;
 use crate::seam::{Datapath, Links};
 use crate::store::Opened;
 use crate::{
-    AttachChoice, Config, Error, folder, metrics, notes, pools, router, server, store, watch,
+    AttachChoice, Config, Error, folder, masquerade, metrics, notes, pools, router, server, store,
+    watch,
 };
 
 /// How often leases that nobody used are looked for.
@@ -57,6 +59,7 @@ pub(crate) struct Shared {
     pub(crate) node: Node,
     pub(crate) config: AgentConfig,
     repairs: Vec<Repair>,
+    pub(crate) uplinks: Option<Uplinks>,
 }
 
 /// The runtime the agent is meant to run on: few threads with small stacks. Kernel and disk calls
@@ -130,6 +133,9 @@ impl Agent {
             object: "the router pair".into(),
             source: source.into(),
         })?;
+        let programs = Arc::new(programs);
+        let uplinks = Uplinks::new(programs.clone(), config, Arc::new(masquerade::Nobody));
+        uplinks.arrange(&ipam.read(prefixes)?)?;
         let datapath: Arc<dyn Datapath> = Arc::new(KernelDatapath(programs));
         let links = KernelLinks::new().map_err(|source| Error::Kernel {
             operation: "start",
@@ -164,7 +170,7 @@ impl Agent {
         repairs.extend(node.fill_blocks()?);
         report(node.count(), &repairs);
         let listener = bind(&socket)?;
-        let shared = Arc::new(Shared { node, config: agent, repairs });
+        let shared = Arc::new(Shared { node, config: agent, repairs, uplinks: Some(uplinks) });
         Ok(Self { shared, listener, socket, gone })
     }
 
@@ -192,6 +198,8 @@ impl Agent {
         let attaching = tokio::spawn(attach(self.shared.clone()));
         let watcher = tokio::spawn(watch::follow(self.shared.clone()));
         let teller = tokio::spawn(watch::tell(self.gone));
+        let uplinks = tokio::spawn(masquerade::follow(self.shared.clone()));
+        let sweeper = tokio::spawn(masquerade::sweep(self.shared.clone()));
         tracing::info!(socket = %self.socket.display(), "ready");
         server::serve(listener, self.shared, stop).await;
         expiry.abort();
@@ -199,6 +207,8 @@ impl Agent {
         attaching.abort();
         watcher.abort();
         teller.abort();
+        uplinks.abort();
+        sweeper.abort();
         // Who finds no socket knows at once that nobody listens.
         if let Err(error) = fs::remove_file(&self.socket) {
             tracing::warn!(%error, "removing the socket");
@@ -211,7 +221,7 @@ impl Agent {
 impl Shared {
     #[cfg(test)]
     pub(crate) fn new(node: Node, config: AgentConfig) -> Self {
-        Self { node, config, repairs: Vec::new() }
+        Self { node, config, repairs: Vec::new(), uplinks: None }
     }
 
     /// Removes what is of no valid attachment of a network. Notes of DELs that met no agent, should
@@ -339,7 +349,8 @@ fn datapath_options(config: &Config) -> Options {
         AttachChoice::Tcx => Attach::Tcx,
         AttachChoice::Tc => Attach::Clsact,
     };
-    Options { slots: config.slots, flows: config.flows, attach, ..Options::new(&config.bpffs) }
+    let (slots, flows, mappings) = (config.slots, config.flows, config.mappings);
+    Options { slots, flows, mappings, attach, ..Options::new(&config.bpffs) }
 }
 
 fn boot_id() -> Result<String, Error> {

@@ -8,7 +8,7 @@ use podwire_api::{
 };
 use podwire_ipam::blocks::ClusterPool;
 
-use crate::{Error, choice, cluster_pool};
+use crate::{Error, Masquerade, choice, cluster_pool};
 
 /// What an agent runs with. [`Config::new`] gives defaults for everything but name and prefixes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,6 +44,10 @@ pub struct Config {
     pub slots: u32,
     /// How many flows the datapath remembers.
     pub flows: u32,
+    /// How many conversations can be masqueraded at a time.
+    pub mappings: u32,
+    /// How pods' packets leave the node.
+    pub masquerade: Masquerade,
     /// How long a lease waits for its endpoint.
     pub pending_ttl: Duration,
     /// How long a released address rests.
@@ -81,6 +85,8 @@ impl Config {
             attach: AttachChoice::Auto,
             slots: 4096,
             flows: 65_536,
+            mappings: 65_536,
+            masquerade: Masquerade::default(),
             pending_ttl: Duration::from_secs(300),
             cooldown: Duration::from_secs(60),
         }
@@ -187,6 +193,10 @@ impl Config {
         if !(1024..=4_194_304).contains(&self.flows) {
             return wrong("--flows", format!("{} is not between 1024 and 4194304", self.flows));
         }
+        if !(1024..=4_194_304).contains(&self.mappings) {
+            let why = format!("{} is not between 1024 and 4194304", self.mappings);
+            return wrong("--masquerade-mappings", why);
+        }
         if let Err(why) = choice::check_pools(&self.default_pools) {
             return wrong("--default-pool", why);
         }
@@ -284,6 +294,7 @@ mod tests {
         assert_eq!(refused(|c| c.route_mtu = Some(1501)), "--route-mtu");
         assert_eq!(refused(|c| c.slots = 0), "--slots");
         assert_eq!(refused(|c| c.flows = 0), "--flows");
+        assert_eq!(refused(|c| c.mappings = 0), "--masquerade-mappings");
         assert_eq!(refused(|c| c.default_pools.clear()), "--default-pool");
         assert_eq!(refused(|c| c.default_pools.push("Blue".into())), "--default-pool");
         let overlapping = |c: &mut Config| {

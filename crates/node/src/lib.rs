@@ -10,6 +10,7 @@ mod config;
 mod error;
 mod folder;
 mod kernel;
+mod masquerade;
 #[cfg(test)]
 mod memory;
 mod metrics;
@@ -25,6 +26,7 @@ mod seam;
 mod server;
 mod store;
 mod turns;
+mod uplinks;
 mod watch;
 mod worker;
 
@@ -33,6 +35,8 @@ pub use cleanup::{Leftover, LeftoverKind, Places, leftovers};
 pub use cluster_pool::parse_cluster_pool;
 pub use config::{AttachChoice, Config};
 pub use error::Error;
+pub use masquerade::{DevicePattern, Families, Masquerade};
+pub use podwire_datapath::PortRange;
 pub use podwire_ipam::blocks::ClusterPool;
 
 /// What fuzz targets reach beyond the public functions. No part of the API.

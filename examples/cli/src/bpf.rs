@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::failure::Failure;
 use crate::output::Page;
 use crate::table::{BAD, Cell, Table};
-use crate::{BpfCommand, ListCommand, Places, program};
+use crate::{BpfCommand, ListCommand, Places, nat, program};
 
 pub(crate) fn run(places: &Places, command: &BpfCommand) -> Result<Page, Failure> {
     let tables = open(&places.bpffs)?;
@@ -17,6 +17,7 @@ pub(crate) fn run(places: &Places, command: &BpfCommand) -> Result<Page, Failure
         BpfCommand::Endpoint(ListCommand::List) => endpoints(&tables.endpoints().map_err(failed)?),
         BpfCommand::Ipcache(ListCommand::List) => ipcache(&tables.ipcache().map_err(failed)?),
         BpfCommand::Flow(ListCommand::List) => flows(&tables.flows().map_err(failed)?),
+        BpfCommand::Nat(command) => nat::run(places, command),
         BpfCommand::Metrics(ListCommand::List) => metrics(&tables.metrics().map_err(failed)?),
         BpfCommand::Prog(ListCommand::List) => program::list(&tables.endpoints().map_err(failed)?),
     }
@@ -149,7 +150,7 @@ fn mac(mac: [u8; 6]) -> String {
     podwire_api::Mac(mac).to_string()
 }
 
-fn protocol(number: u8) -> String {
+pub(crate) fn protocol(number: u8) -> String {
     match number {
         1 => "icmp".into(),
         6 => "tcp".into(),

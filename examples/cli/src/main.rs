@@ -8,6 +8,7 @@ mod cleanup;
 mod cni;
 mod failure;
 mod ipam;
+mod nat;
 mod output;
 mod program;
 mod table;
@@ -100,6 +101,9 @@ enum BpfCommand {
     /// Flows that go through the host stack.
     #[command(subcommand)]
     Flow(ListCommand),
+    /// Conversations that leave the node under its address.
+    #[command(subcommand)]
+    Nat(nat::Command),
     /// What became of packets, and why.
     #[command(subcommand)]
     Metrics(ListCommand),
