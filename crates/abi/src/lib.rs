@@ -33,6 +33,7 @@
 
 mod address;
 mod flow;
+mod nat;
 mod node;
 mod policy;
 mod reason;
@@ -42,6 +43,7 @@ pub use flow::{
     Flow, FlowKey, FragmentKey, FragmentPorts, Pending, Protocol, Verdict, direction, fold, recent,
     tag, tcp_seen, verdict_flag,
 };
+pub use nat::{NAT_TRIES, NatDevice, NatEntry, NatKey, nat_direction, nat_flag, nat_tcp};
 pub use node::{
     CHANGING, IpcacheEntry, NodeConfig, NodeState, REMOTES, Slot, identity, place_of, remote_place,
     slot_flag,
@@ -87,8 +89,21 @@ pub mod map {
     pub const METRICS: &str = "METRICS";
     /// [`FlowEvent`](crate::FlowEvent) to `u64`, per-CPU array.
     pub const FLOW_EVENTS: &str = "FLOW_EVENTS";
+    /// [`NatKey`](crate::NatKey) to [`NatEntry`](crate::NatEntry), hash: two entries for each mapping.
+    pub const NAT: &str = "NAT";
+    /// [`NatKey`](crate::NatKey) of what leaves to `u32` seconds, LRU hash: conversations that the outside
+    /// began with a pod's own address.
+    pub const NAT_INBOUND: &str = "NAT_INBOUND";
+    /// [`FragmentKey`](crate::FragmentKey) to [`FragmentPorts`](crate::FragmentPorts), LRU hash: at uplinks.
+    pub const NAT_FRAGMENTS: &str = "NAT_FRAGMENTS";
+    /// `u32` interface index of an uplink to [`NatDevice`](crate::NatDevice), hash.
+    pub const NAT_DEVICES: &str = "NAT_DEVICES";
+    /// Prefix of [`Address`](crate::Address) to `u32` 1, trie: pods that are masqueraded.
+    pub const NAT_PODS: &str = "NAT_PODS";
+    /// Prefix of [`Address`](crate::Address) to `u32` 1, trie: destinations to which they are not.
+    pub const NAT_EXCLUDED: &str = "NAT_EXCLUDED";
     /// Every map, in the order above.
-    pub const ALL: [&str; 14] = [
+    pub const ALL: [&str; 20] = [
         CONFIG,
         SLOTS,
         LINKS,
@@ -103,6 +118,12 @@ pub mod map {
         FRAGMENTS,
         METRICS,
         FLOW_EVENTS,
+        NAT,
+        NAT_INBOUND,
+        NAT_FRAGMENTS,
+        NAT_DEVICES,
+        NAT_PODS,
+        NAT_EXCLUDED,
     ];
 }
 
@@ -128,8 +149,12 @@ pub mod program {
     pub const TO_CONTAINER: &str = "to_container";
     /// On `podwire_net`, TC ingress: what the host stack sends to pods.
     pub const FROM_HOST: &str = "from_host";
+    /// On an uplink, TC ingress: what comes from outside.
+    pub const FROM_NETDEV: &str = "from_netdev";
+    /// On an uplink, TC egress: what leaves.
+    pub const TO_NETDEV: &str = "to_netdev";
     /// Every program.
-    pub const ALL: [&str; 3] = [FROM_CONTAINER, TO_CONTAINER, FROM_HOST];
+    pub const ALL: [&str; 5] = [FROM_CONTAINER, TO_CONTAINER, FROM_HOST, FROM_NETDEV, TO_NETDEV];
 }
 
 #[cfg(test)]

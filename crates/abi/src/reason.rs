@@ -59,6 +59,10 @@ numbered! {
         ToContainer = 1, "to_container";
         /// What the host stack sends to pods, on `podwire_net`.
         FromHost = 2, "from_host";
+        /// What comes from outside, on an uplink.
+        FromNetdev = 3, "from_netdev";
+        /// What leaves, on an uplink.
+        ToNetdev = 4, "to_netdev";
     }
 }
 
@@ -83,6 +87,12 @@ numbered! {
         Passed = 8, "passed";
         /// Checked, and left to what others have put on the pod's host link, and then to the host stack.
         PassedToLink = 9, "passed-to-link";
+        /// Sent on under an address of the node.
+        Masqueraded = 24, "masqueraded";
+        /// An answer to something masqueraded, with the pod as its destination again.
+        Unmasqueraded = 25, "unmasqueraded";
+        /// Nothing to translate: the node's own, between pods and excluded prefixes, or somebody else's.
+        Untranslated = 26, "untranslated";
         /// No endpoint is known on this link.
         UnknownLink = 32, "unknown-link";
         /// The node is not set up yet.
@@ -121,6 +131,18 @@ numbered! {
         EgressDenied = 49, "egress-denied";
         /// The receiver's policy forbids it.
         IngressDenied = 50, "ingress-denied";
+        /// Every port that was tried for a new mapping is in use towards that destination.
+        NatPortsExhausted = 56, "nat-ports-exhausted";
+        /// There is no room for another mapping.
+        NatTableFull = 57, "nat-table-full";
+        /// The uplink has no address of the packet's family to masquerade it with.
+        NatNoAddress = 58, "nat-no-address";
+        /// A pod's packet of a protocol that cannot be masqueraded.
+        NatUnsupported = 59, "nat-unsupported";
+        /// The port, or the protocol where it has none, is in use towards that destination, and cannot be changed.
+        NatPortTaken = 60, "nat-port-taken";
+        /// A pod's ICMP error about a packet of no known conversation.
+        NatUnrelated = 61, "nat-unrelated";
     }
 }
 

@@ -279,7 +279,12 @@ impl Datapath {
 }
 
 /// Where a program of ours is, and how it is found again.
-fn point(ifindex: IfIndex, direction: Direction, mode: AttachMode, pin: &Path) -> AttachPoint<'_> {
+pub(crate) fn point(
+    ifindex: IfIndex,
+    direction: Direction,
+    mode: AttachMode,
+    pin: &Path,
+) -> AttachPoint<'_> {
     AttachPoint { ifindex, direction, mode, pin, slot: FILTER }
 }
 

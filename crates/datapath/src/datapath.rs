@@ -17,6 +17,7 @@ use crate::{
     attach::{Attach, By},
     error::{Error, Result},
     halves,
+    nat::Nat,
     policy::{self, Book, Terms},
     slots::{FreeSlots, empty_generation, taken_generation},
     tables::{Tables, maps_folder},
@@ -39,6 +40,8 @@ pub struct Options {
     pub policy_rows: u32,
     /// How many ranges of ports there is room for in policies; rows with the same ones share them.
     pub policy_rules: u32,
+    /// How many conversations can be masqueraded at a time.
+    pub mappings: u32,
     /// How programs are attached.
     pub attach: Attach,
 }
@@ -46,7 +49,7 @@ pub struct Options {
 impl Options {
     /// The sizes that suit an ordinary node: 4,096 endpoints, 131,072 flows in 262,144 directions, 65,536
     /// that begin or have ended, 524,288 addresses of other nodes,
-    /// 65,536 rows of policies and as many ranges of ports.
+    /// 65,536 rows of policies, ranges of ports, and mappings.
     pub fn new(bpffs: impl Into<PathBuf>) -> Self {
         Self {
             bpffs: bpffs.into(),
@@ -56,6 +59,7 @@ impl Options {
             remotes: 1 << 19,
             policy_rows: 1 << 16,
             policy_rules: 1 << 16,
+            mappings: 1 << 16,
             attach: Attach::Auto,
         }
     }
@@ -168,6 +172,7 @@ impl Datapath {
             .max_entries(map::PENDING, options.pending)
             .max_entries(map::POLICY, options.policy_rows)
             .max_entries(map::POLICY_RULES, options.policy_rules)
+            .max_entries(map::NAT, options.mappings.saturating_mul(2))
             .global(SLOT_MASK, &slot_mask(options.slots))
             .pin_maps(&maps)
             .load()?;
@@ -186,6 +191,7 @@ impl Datapath {
             fragments: object.map(map::FRAGMENTS)?,
             metrics: object.map(map::METRICS)?,
             flow_events: object.map(map::FLOW_EVENTS)?,
+            nat: Nat::open(&options.bpffs)?,
         };
         let is_mended = halves::mend(&tables)?;
         let (book, is_policy_mended) = policy::restore(&tables)?;

@@ -100,6 +100,18 @@ pub enum Error {
         /// What was wanted.
         seconds: u32,
     },
+    /// No device has the number.
+    #[error("no uplink can have the interface number {ifindex}")]
+    NoUplink {
+        /// The number.
+        ifindex: u32,
+    },
+    /// The clock that the programs use cannot be read.
+    #[error("read the monotonic clock: {source}")]
+    Clock {
+        /// The kernel's words.
+        source: io::Error,
+    },
     /// Waiting until no program uses what was removed failed.
     #[error("wait for a grace period: {source}")]
     GracePeriod {

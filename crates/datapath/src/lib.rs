@@ -7,10 +7,12 @@ mod error;
 mod flows;
 mod halves;
 mod ipcache;
+mod nat;
 mod policy;
 mod slots;
 mod state;
 mod tables;
+mod uplink;
 
 pub use attach::{Attach, Attached, By, LinkPin, is_own_filter};
 pub use datapath::{
@@ -19,6 +21,10 @@ pub use datapath::{
 pub use error::Error;
 pub use flows::{
     FlowDirection, FlowFilter, FlowPath, FlowRow, FlowState, Sweep, Timeout, Timeouts,
+};
+pub use nat::{
+    LinkHeader, Nat, NatCount, NatEnd, NatFilter, NatOrigin, NatRow, NatState, NatSwept,
+    NatTimeouts, PortRange, UplinkConfig,
 };
 pub use podwire_abi as abi;
 pub use podwire_abi::{FlowEvent, map};

@@ -17,6 +17,7 @@ use crate::{
     datapath::{self, Delivery, Interface},
     error::Result,
     ipcache,
+    nat::Nat,
 };
 
 /// The pinned maps of a node.
@@ -39,6 +40,7 @@ pub struct Tables {
     pub(crate) fragments: LruHashMap<FragmentKey, FragmentPorts>,
     pub(crate) metrics: PerCpuArray<Counter>,
     pub(crate) flow_events: PerCpuArray<u64>,
+    pub(crate) nat: Nat,
 }
 
 /// One endpoint of the slot array.
@@ -114,7 +116,8 @@ impl Tables {
     /// If a map is not there ([`is_not_found`](crate::Error::is_not_found)), may not be opened, or
     /// has another layout than this version's.
     pub fn open(bpffs: impl AsRef<Path>) -> Result<Self> {
-        let folder = maps_folder(bpffs.as_ref());
+        let bpffs = bpffs.as_ref();
+        let folder = maps_folder(bpffs);
         Ok(Self {
             config: Array::open(folder.join(map::CONFIG))?,
             slots: Array::open(folder.join(map::SLOTS))?,
@@ -130,6 +133,7 @@ impl Tables {
             fragments: LruHashMap::open(folder.join(map::FRAGMENTS))?,
             metrics: PerCpuArray::open(folder.join(map::METRICS))?,
             flow_events: PerCpuArray::open(folder.join(map::FLOW_EVENTS))?,
+            nat: Nat::open(bpffs)?,
         })
     }
 
@@ -145,7 +149,7 @@ impl Tables {
     ///
     /// If the kernel does not tell.
     pub fn memory_bytes(&self) -> Result<u64> {
-        self.maps().into_iter().try_fold(0, |sum, map| Ok(sum + map.memory_bytes()?))
+        self.maps().try_fold(0, |sum, map| Ok(sum + map.memory_bytes()?))
     }
 
     /// Every map: how large it is, and what it takes.
@@ -167,8 +171,9 @@ impl Tables {
         (self.flows.max_entries(), self.pending.max_entries())
     }
 
-    fn maps(&self) -> [&Map; map::ALL.len()] {
-        [
+    /// In the order of [`map::ALL`].
+    fn maps(&self) -> impl Iterator<Item = &Map> {
+        let own = [
             self.config.as_map(),
             self.slots.as_map(),
             self.links.as_map(),
@@ -183,7 +188,8 @@ impl Tables {
             self.fragments.as_map(),
             self.metrics.as_map(),
             self.flow_events.as_map(),
-        ]
+        ];
+        own.into_iter().chain(self.nat.maps())
     }
 
     /// The endpoints, in the order of their slots.

@@ -6,6 +6,8 @@
 //! | [`from_container`] | host link, TC ingress | what a pod sends |
 //! | [`to_container`] | host link, TC egress | what reaches a pod through its host link's queue |
 //! | [`from_host`] | `podwire_net`, TC ingress | what the host stack sends to pods |
+//! | [`to_netdev`] | uplink, TC egress | what leaves the node |
+//! | [`from_netdev`] | uplink, TC ingress | what comes to it |
 //!
 //! One set of programs is loaded for a node and attached to every link; what differs between
 //! endpoints is in the maps. Every packet ends in exactly one counter of `METRICS`.
@@ -19,6 +21,7 @@ mod fast;
 mod flow;
 mod forward;
 mod maps;
+mod nat;
 mod neighbour;
 mod packet;
 mod policy;
@@ -54,6 +57,18 @@ pub fn to_container(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn from_host(ctx: TcContext) -> i32 {
     verdict::account(&ctx, Hook::FromHost, judge_from_host(&ctx))
+}
+
+/// What leaves the node, on an uplink.
+#[classifier]
+pub fn to_netdev(ctx: TcContext) -> i32 {
+    verdict::account(&ctx, Hook::ToNetdev, nat::leave(&ctx))
+}
+
+/// What comes to the node, on an uplink.
+#[classifier]
+pub fn from_netdev(ctx: TcContext) -> i32 {
+    verdict::account(&ctx, Hook::FromNetdev, nat::arrive(&ctx))
 }
 
 #[inline(always)]

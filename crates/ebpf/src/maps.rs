@@ -8,7 +8,8 @@ use aya_ebpf::{
 };
 use podwire_abi::{
     Address, Counter, Flow, FlowEvent, FlowKey, FragmentKey, FragmentPorts, IpcacheEntry,
-    METRICS_ENTRIES, NodeConfig, NodeState, Pending, PolicyKey, PolicyRow, PortRule, Slot,
+    METRICS_ENTRIES, NatDevice, NatEntry, NatKey, NodeConfig, NodeState, Pending, PolicyKey,
+    PolicyRow, PortRule, Slot,
 };
 
 /// Memory follows the entries.
@@ -68,3 +69,23 @@ pub struct Scratch {
 
 #[btf_map]
 pub static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
+
+// The maps of the programs at uplinks. A mapping in use must not make room for another's, so `NAT` is no
+// LRU table: user space removes what is idle. Its memory follows its entries, since most nodes have few.
+#[btf_map]
+pub static NAT: HashMap<NatKey, NatEntry, 131072, GROWS> = HashMap::new();
+
+#[btf_map]
+pub static NAT_INBOUND: LruHashMap<NatKey, u32, 16384> = LruHashMap::new();
+
+#[btf_map]
+pub static NAT_FRAGMENTS: LruHashMap<FragmentKey, FragmentPorts, 8192> = LruHashMap::new();
+
+#[btf_map]
+pub static NAT_DEVICES: HashMap<u32, NatDevice, 256> = HashMap::new();
+
+#[btf_map]
+pub static NAT_PODS: LpmTrie<Address, u32, 4096> = LpmTrie::new();
+
+#[btf_map]
+pub static NAT_EXCLUDED: LpmTrie<Address, u32, 65536> = LpmTrie::new();

@@ -21,6 +21,7 @@ use crate::choice::Chooser;
 use crate::error::chain;
 use crate::flows::Collector;
 use crate::kernel::{Gone, KernelDatapath, KernelLinks};
+use crate::masquerade::{self, InIpcache, Uplinks};
 use crate::metrics::Measured;
 use crate::node::pools::prefixes;
 use crate::node::{Kernel, Node};
@@ -31,7 +32,8 @@ use crate::seam::{Datapath, Flows, Links};
 use crate::settings::Settings;
 use crate::store::Opened;
 use crate::{
-    AttachChoice, Config, Error, folder, metrics, node, notes, pools, router, server, store, watch,
+    AttachChoice, Config, Error, folder, metrics, node, notes, pools, router, server,
+    store, watch,
 };
 
 /// How often leases that nobody used are looked for.
@@ -63,6 +65,7 @@ pub(crate) struct Shared {
     flows: Collector,
     settings: Mutex<Settings>,
     repairs: Vec<Repair>,
+    pub(crate) uplinks: Option<Uplinks>,
 }
 
 /// The runtime the agent is meant to run on: few threads with small stacks. Kernel and disk calls
@@ -144,6 +147,9 @@ impl Agent {
             object: "the router pair".into(),
             source: source.into(),
         })?;
+        let programs = Arc::new(programs);
+        let uplinks = Uplinks::new(programs.clone(), config, Arc::new(InIpcache(programs.clone())));
+        uplinks.arrange(&ipam.read(prefixes)?)?;
         let programs = Arc::new(KernelDatapath(programs));
         let flows = Collector::new(programs.clone() as Arc<dyn Flows>, settings.timeouts());
         let datapath: Arc<dyn Datapath> = programs;
@@ -178,7 +184,8 @@ impl Agent {
         report(node.count(), &repairs);
         let listener = bind(&socket)?;
         let settings = Mutex::new(settings);
-        let shared = Arc::new(Shared { node, config: agent, flows, settings, repairs });
+        let uplinks = Some(uplinks);
+        let shared = Arc::new(Shared { node, config: agent, flows, settings, repairs, uplinks });
         Ok(Self { shared, listener, socket, gone })
     }
 
@@ -207,6 +214,8 @@ impl Agent {
         let attaching = tokio::spawn(attach(self.shared.clone()));
         let watcher = tokio::spawn(watch::follow(self.shared.clone()));
         let teller = tokio::spawn(watch::tell(self.gone));
+        let uplinks = tokio::spawn(masquerade::follow(self.shared.clone()));
+        let sweeper = tokio::spawn(masquerade::sweep(self.shared.clone()));
         tracing::info!(socket = %self.socket.display(), "ready");
         server::serve(listener, self.shared, stop).await;
         expiry.abort();
@@ -215,6 +224,8 @@ impl Agent {
         attaching.abort();
         watcher.abort();
         teller.abort();
+        uplinks.abort();
+        sweeper.abort();
         // Who finds no socket knows at once that nobody listens.
         if let Err(error) = fs::remove_file(&self.socket) {
             tracing::warn!(%error, "removing the socket");
@@ -232,7 +243,8 @@ impl Shared {
         flows: Collector,
         settings: Settings,
     ) -> Self {
-        Self { node, config, flows, settings: Mutex::new(settings), repairs: Vec::new() }
+        let (settings, repairs) = (Mutex::new(settings), Vec::new());
+        Self { node, config, flows, settings, repairs, uplinks: None }
     }
 
     /// What the agent runs with.
@@ -429,6 +441,7 @@ fn datapath_options(config: &Config) -> Options {
         policy_rows: config.policy_rows,
         policy_rules: config.policy_rules,
         pending: config.pending_flows,
+        mappings: config.mappings,
         attach,
         ..Options::new(&config.bpffs)
     }

@@ -250,6 +250,13 @@ fn pins(bpffs: &Path, found: &mut Vec<Leftover>) -> Result<(), Error> {
         }
         found.push(folder(path));
     }
+    let uplinks = bpffs.join("uplinks");
+    for path in list(&uplinks)? {
+        for side in ["ingress", "egress"] {
+            found.extend(existing(LeftoverKind::Pin, path.join(side)));
+        }
+        found.push(folder(path));
+    }
     let maps = bpffs.join("maps");
     for path in list(&maps)? {
         let name = path.file_name().unwrap_or_default();
@@ -257,7 +264,7 @@ fn pins(bpffs: &Path, found: &mut Vec<Leftover>) -> Result<(), Error> {
             found.push(file(LeftoverKind::Pin, path));
         }
     }
-    for path in [links, maps, bpffs.to_owned()] {
+    for path in [links, uplinks, maps, bpffs.to_owned()] {
         if path.is_dir() {
             found.push(folder(path));
         }

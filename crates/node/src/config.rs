@@ -11,7 +11,7 @@ use podwire_api::{
 use podwire_datapath::{Timeout, Timeouts, abi::Verdict};
 use podwire_ipam::blocks::ClusterPool;
 
-use crate::{Error, choice, cluster_pool};
+use crate::{Error, Masquerade, choice, cluster_pool};
 
 /// What an agent runs with. [`Config::new`] gives defaults for everything but name and prefixes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,6 +57,10 @@ pub struct Config {
     /// Seconds that flows may be idle, where that is not the default. What was set while an agent ran
     /// counts more.
     pub timeouts: BTreeMap<Timeout, u32>,
+    /// How many conversations can be masqueraded at a time.
+    pub mappings: u32,
+    /// How pods' packets leave the node.
+    pub masquerade: Masquerade,
     /// How long a lease waits for its endpoint.
     pub pending_ttl: Duration,
     /// How long a released address rests.
@@ -98,6 +102,8 @@ impl Config {
             timeouts: BTreeMap::new(),
             policy_rows: 65_536,
             policy_rules: 65_536,
+            mappings: 65_536,
+            masquerade: Masquerade::default(),
             pending_ttl: Duration::from_secs(300),
             cooldown: Duration::from_secs(60),
         }
@@ -233,6 +239,10 @@ impl Config {
                 return wrong("--timeout", error.to_string());
             }
         }
+        if !(1024..=4_194_304).contains(&self.mappings) {
+            let why = format!("{} is not between 1024 and 4194304", self.mappings);
+            return wrong("--masquerade-mappings", why);
+        }
         if let Err(why) = choice::check_pools(&self.default_pools) {
             return wrong("--default-pool", why);
         }
@@ -333,6 +343,7 @@ mod tests {
         assert_eq!(refused(|c| c.flows = 0), "--flows");
         assert_eq!(refused(|c| c.pending_flows = 1), "--pending-flows");
         assert_eq!(refused(|c| c.timeouts = [(Timeout::Icmp, 0)].into()), "--timeout");
+        assert_eq!(refused(|c| c.mappings = 0), "--masquerade-mappings");
         assert_eq!(refused(|c| c.default_pools.clear()), "--default-pool");
         assert_eq!(refused(|c| c.default_pools.push("Blue".into())), "--default-pool");
         let overlapping = |c: &mut Config| {

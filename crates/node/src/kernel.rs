@@ -22,7 +22,7 @@ use crate::worker::Worker;
 
 /// The programs and maps of this node.
 #[derive(Debug)]
-pub(crate) struct KernelDatapath(pub(crate) datapath::Datapath);
+pub(crate) struct KernelDatapath(pub(crate) Arc<datapath::Datapath>);
 
 impl Datapath for KernelDatapath {
     fn mode(&self) -> AttachMode {

@@ -11,6 +11,7 @@ mod error;
 mod flows;
 mod folder;
 mod kernel;
+mod masquerade;
 #[cfg(test)]
 mod memory;
 mod metrics;
@@ -27,6 +28,7 @@ mod server;
 mod settings;
 mod store;
 mod turns;
+mod uplinks;
 mod watch;
 mod worker;
 
@@ -35,7 +37,8 @@ pub use cleanup::{Leftover, LeftoverKind, Places, leftovers};
 pub use cluster_pool::parse_cluster_pool;
 pub use config::{AttachChoice, Config};
 pub use error::Error;
-pub use podwire_datapath::Timeout;
+pub use masquerade::{DevicePattern, Families, Masquerade};
+pub use podwire_datapath::{PortRange, Timeout};
 pub use podwire_ipam::blocks::ClusterPool;
 
 /// What fuzz targets reach beyond the public functions. No part of the API.

@@ -13,7 +13,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnetwork::IpNetwork;
 use podwire_api::{DEFAULT_BPFFS, DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, NodeName};
 use podwire_node::{
-    Agent, AttachChoice, ClusterPool, Config, Error, Timeout, explain, parse_cluster_pool, runtime,
+    Agent, AttachChoice, ClusterPool, Config, DevicePattern, Error, Families, PortRange, Timeout,
+    explain, parse_cluster_pool, runtime,
 };
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::filter::LevelFilter;
@@ -117,9 +118,34 @@ struct Options {
     /// all timeouts, and changes them while the agent runs.
     #[arg(long = "timeout", value_name = "NAME=SECONDS", value_parser = parse_timeout)]
     timeouts: Vec<(Timeout, u32)>,
+    /// Of which families pods' packets leave the node under its address. Say it on a node whose pods'
+    /// addresses are unknown outside.
+    #[arg(long, value_enum, value_name = "FAMILIES", default_value_t = Masqueraded::Off)]
+    masquerade: Masqueraded,
+    /// Destinations that pods' packets reach under their own addresses, such as 10.0.0.0/8. Repeatable.
+    #[arg(long, value_name = "CIDR")]
+    masquerade_exclude: Vec<IpNetwork>,
+    /// The ports that masqueraded conversations may get; a pod's own is kept if it is one of them and free.
+    #[arg(long, value_name = "FIRST-LAST", value_parser = port_range, default_value = "32768-65535")]
+    masquerade_ports: PortRange,
+    /// How many conversations can be masqueraded at a time.
+    #[arg(long, value_name = "NUMBER", default_value_t = 65_536)]
+    masquerade_mappings: u32,
+    /// Device that leads out of the node although no default route leads over it, such as eth1 or `wlan*`;
+    /// with ! before it, one that does not although one does. Repeatable.
+    #[arg(long = "device", value_name = "PATTERN")]
+    devices: Vec<DevicePattern>,
     /// How much is logged: off, error, warn, info, debug or trace.
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     log_level: LevelFilter,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Masqueraded {
+    Off,
+    Ipv4,
+    Ipv6,
+    Both,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -193,6 +219,16 @@ fn config(options: Options) -> Result<Config, String> {
         Attach::Tcx => AttachChoice::Tcx,
         Attach::Tc => AttachChoice::Tc,
     };
+    config.masquerade.families = match options.masquerade {
+        Masqueraded::Off => Families::None,
+        Masqueraded::Ipv4 => Families::V4,
+        Masqueraded::Ipv6 => Families::V6,
+        Masqueraded::Both => Families::Both,
+    };
+    config.masquerade.exclude = options.masquerade_exclude;
+    config.masquerade.ports = options.masquerade_ports;
+    config.masquerade.devices = options.devices;
+    config.mappings = options.masquerade_mappings;
     config.slots = options.slots;
     config.flows = options.flows;
     config.policy_rows = options.policy_rows;
@@ -208,6 +244,12 @@ fn parse_timeout(text: &str) -> Result<(Timeout, u32), String> {
     let timeout = name.parse::<Timeout>().map_err(|error| error.to_string())?;
     let seconds = seconds.parse().map_err(|_| format!("{seconds:?} is no number of seconds"))?;
     Ok((timeout, seconds))
+}
+
+fn port_range(text: &str) -> Result<PortRange, String> {
+    let port = |text: &str| text.parse::<u16>().map_err(|error| format!("{text:?}: {error}"));
+    let (first, last) = text.split_once('-').ok_or("is to be FIRST-LAST")?;
+    PortRange::new(port(first)?, port(last)?).ok_or_else(|| format!("{text} names no ports"))
 }
 
 fn host_name() -> Result<NodeName, String> {
@@ -258,10 +300,22 @@ mod tests {
             "--timeout=tcp-established=3600",
             "--timeout=icmp=5",
             "--pending-flows=2048",
+            "--masquerade=ipv4",
+            "--masquerade-exclude=192.168.0.0/16",
+            "--masquerade-ports=40000-50000",
+            "--device=eth*",
+            "--device=!eth7",
         ]);
         let config = config(cli.agent).unwrap();
         config.validate().unwrap();
         assert_eq!(config.pod_cidrs.len(), 2);
+        assert_eq!(config.masquerade.families, Families::V4);
+        assert_eq!(config.masquerade.exclude, ["192.168.0.0/16".parse().unwrap()]);
+        assert_eq!(config.masquerade.ports.count(), 10_001);
+        assert_eq!(config.masquerade.devices.len(), 2);
+        for wrong in ["7", "9-8", "0-9", "1-65536"] {
+            assert!(port_range(wrong).is_err(), "{wrong}");
+        }
         assert_eq!((config.attach, config.mtu), (AttachChoice::Tc, Some(1400)));
         assert_eq!(config.default_pools, ["blue", "red"]);
         assert_eq!(config.manifests, Some("/m".into()));

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::failure::Failure;
 use crate::output::Page;
 use crate::table::{BAD, Cell, Table};
-use crate::{BpfCommand, ListCommand, Places, bpf_policy, flow, program};
+use crate::{BpfCommand, ListCommand, Places, bpf_policy, flow, nat, program};
 
 pub(crate) fn run(places: &Places, command: &BpfCommand) -> Result<Page, Failure> {
     let tables = open(&places.bpffs)?;
@@ -18,6 +18,7 @@ pub(crate) fn run(places: &Places, command: &BpfCommand) -> Result<Page, Failure
         BpfCommand::Ipcache(command) => bpf_policy::ipcache(places, &tables, command),
         BpfCommand::Policy(command) => bpf_policy::run(places, &tables, command),
         BpfCommand::Flow(command) => flow::run(places, &tables, command),
+        BpfCommand::Nat(command) => nat::run(places, command),
         BpfCommand::Metrics(ListCommand::List) => metrics(&tables.metrics().map_err(failed)?),
         BpfCommand::Prog(ListCommand::List) => program::list(&tables.endpoints().map_err(failed)?),
     }

@@ -187,7 +187,7 @@ fn list(rows: &[FlowRow], names: &HashMap<u32, String>) -> Result<Page, Failure>
     Page::new(&json, table.to_string())
 }
 
-fn protocol(protocol: Protocol) -> String {
+pub(crate) fn protocol(protocol: Protocol) -> String {
     let named = NAMES.iter().find(|(number, _)| *number == protocol);
     named.map_or_else(|| protocol.0.to_string(), |(_, name)| (*name).to_owned())
 }
@@ -200,7 +200,7 @@ const NAMES: [(Protocol, &str); 5] = [
     (Protocol::SCTP, "sctp"),
 ];
 
-fn parse_protocol(text: &str) -> Result<Protocol, String> {
+pub(crate) fn parse_protocol(text: &str) -> Result<Protocol, String> {
     let named = NAMES.iter().find(|(_, name)| *name == text);
     let protocol = named.map(|(protocol, _)| *protocol).or_else(|| text.parse().ok().map(Protocol));
     protocol.ok_or_else(|| "a protocol is tcp, udp, icmp, icmpv6, sctp, or its number".to_owned())

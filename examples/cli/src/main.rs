@@ -11,6 +11,7 @@ mod config;
 mod failure;
 mod flow;
 mod ipam;
+mod nat;
 mod output;
 mod policy;
 mod program;
@@ -126,6 +127,9 @@ enum BpfCommand {
     /// Conversations that the datapath knows.
     #[command(subcommand)]
     Flow(flow::Command),
+    /// Conversations that leave the node under its address.
+    #[command(subcommand)]
+    Nat(nat::Command),
     /// What became of packets, and why.
     #[command(subcommand)]
     Metrics(ListCommand),

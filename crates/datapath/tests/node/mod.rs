@@ -184,7 +184,7 @@ impl Node {
         }
     }
 
-    fn run(&self, hook: Hook, frame: &[u8], ifindex: u32, mark: u32) -> TestRunOutput {
+    pub fn run(&self, hook: Hook, frame: &[u8], ifindex: u32, mark: u32) -> TestRunOutput {
         let context = SkbContext { ifindex, mark, ..SkbContext::default() };
         let run = TestRun::new(frame).context(context);
         self.datapath.program(program_at(hook)).unwrap().test_run(&run).unwrap()
@@ -197,6 +197,8 @@ pub fn program_at(hook: Hook) -> &'static str {
         Hook::FromContainer => program::FROM_CONTAINER,
         Hook::ToContainer => program::TO_CONTAINER,
         Hook::FromHost => program::FROM_HOST,
+        Hook::FromNetdev => program::FROM_NETDEV,
+        Hook::ToNetdev => program::TO_NETDEV,
         other => panic!("no program judges at {other}"),
     }
 }

@@ -1,0 +1,657 @@
+//! Masquerade: the mappings as rows, their end, and what is masqueraded.
+
+use std::{
+    collections::{HashMap as Map, HashSet},
+    net::IpAddr,
+    path::Path,
+    time::Duration,
+};
+
+use ipnetwork::IpNetwork;
+use nix::time::{ClockId, clock_gettime};
+use podwire_abi::{
+    Address, NatDevice, NatEntry, NatKey, Protocol, map, nat_direction, nat_flag, nat_tcp,
+};
+use podwire_bpf::{HashMap, LpmTrie, LruHashMap, Prefix, Removal};
+
+use crate::{
+    datapath::Datapath,
+    error::{Error, Result},
+    tables::maps_folder,
+};
+
+/// The pinned maps of the programs at uplinks.
+///
+/// They can be opened while no agent runs, as [`Tables`](crate::Tables).
+#[derive(Debug)]
+pub struct Nat {
+    mappings: HashMap<NatKey, NatEntry>,
+    inbound: LruHashMap<NatKey, u32>,
+    fragments: LruHashMap<podwire_abi::FragmentKey, podwire_abi::FragmentPorts>,
+    pub(crate) devices: HashMap<u32, NatDevice>,
+    pods: LpmTrie<Address, u32>,
+    excluded: LpmTrie<Address, u32>,
+}
+
+/// A conversation that crosses an uplink under an address of the node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NatRow {
+    /// The protocol.
+    pub protocol: Protocol,
+    /// Who began it: a pod, or the node.
+    pub local: NatEnd,
+    /// What it is to the rest of the world.
+    pub translated: NatEnd,
+    /// With whom it speaks.
+    pub remote: NatEnd,
+    /// Interface index of the uplink that it began at.
+    pub ifindex: u32,
+    /// Whether the node itself began it.
+    pub origin: NatOrigin,
+    /// How far it is.
+    pub state: NatState,
+    /// How long ago it began.
+    pub age: Duration,
+    /// How long no packet was seen.
+    pub idle: Duration,
+    /// What left.
+    pub sent: NatCount,
+    /// What came.
+    pub received: NatCount,
+}
+
+/// One end of a conversation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NatEnd {
+    /// The address.
+    pub address: IpAddr,
+    /// The port; of an echo the identifier, on the side that asks; else 0.
+    pub port: u16,
+}
+
+/// Packets and bytes of a direction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct NatCount {
+    /// Packets.
+    pub packets: u64,
+    /// Bytes, link headers included.
+    pub bytes: u64,
+}
+
+/// Who began a conversation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum NatOrigin {
+    /// A pod.
+    Pod,
+    /// The node: kept out of the way of pods' mappings, or they out of its.
+    Node,
+}
+
+/// How far a conversation is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum NatState {
+    /// TCP that is not acknowledged from both sides.
+    Opening,
+    /// TCP that is.
+    Established,
+    /// TCP of which one side has sent its FIN.
+    Closing,
+    /// TCP after both FINs or a reset.
+    Ended,
+    /// Anything else that nobody has answered to.
+    Unreplied,
+    /// Anything else.
+    Replied,
+}
+
+impl NatState {
+    /// Its name.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Opening => "opening",
+            Self::Established => "established",
+            Self::Closing => "closing",
+            Self::Ended => "ended",
+            Self::Unreplied => "unreplied",
+            Self::Replied => "replied",
+        }
+    }
+}
+
+/// How long a mapping stays without packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct NatTimeouts {
+    /// TCP in [`NatState::Opening`].
+    pub tcp_opening: Duration,
+    /// TCP in [`NatState::Established`]. Longer than the two hours after which keep-alive probes begin.
+    pub tcp_established: Duration,
+    /// TCP in [`NatState::Closing`].
+    pub tcp_closing: Duration,
+    /// TCP in [`NatState::Ended`].
+    pub tcp_ended: Duration,
+    /// UDP that nobody has answered to.
+    pub udp: Duration,
+    /// UDP otherwise; RFC 4787, REQ-5, asks for two minutes at least.
+    pub udp_replied: Duration,
+    /// Echoes; RFC 5508, REQ-2, asks for a minute at least.
+    pub icmp: Duration,
+    /// All else that nobody has answered to.
+    pub other: Duration,
+    /// All else.
+    pub other_replied: Duration,
+}
+
+impl Default for NatTimeouts {
+    fn default() -> Self {
+        let seconds = Duration::from_secs;
+        Self {
+            tcp_opening: seconds(60),
+            tcp_established: seconds(8000),
+            tcp_closing: seconds(600),
+            tcp_ended: seconds(30),
+            udp: seconds(30),
+            udp_replied: seconds(120),
+            icmp: seconds(60),
+            other: seconds(60),
+            other_replied: seconds(300),
+        }
+    }
+}
+
+impl NatTimeouts {
+    fn of(&self, protocol: Protocol, state: NatState) -> Duration {
+        match (protocol, state) {
+            (_, NatState::Opening) => self.tcp_opening,
+            (_, NatState::Established) => self.tcp_established,
+            (_, NatState::Closing) => self.tcp_closing,
+            (_, NatState::Ended) => self.tcp_ended,
+            (Protocol::UDP, NatState::Unreplied) => self.udp,
+            (Protocol::UDP, NatState::Replied) => self.udp_replied,
+            (Protocol::ICMP | Protocol::ICMPV6, _) => self.icmp,
+            (_, NatState::Unreplied) => self.other,
+            (_, NatState::Replied) => self.other_replied,
+        }
+    }
+
+    /// All of them, shortened to a quarter: for a table that fills up.
+    #[must_use]
+    pub fn hurried(&self) -> Self {
+        Self {
+            tcp_opening: self.tcp_opening / 4,
+            tcp_established: self.tcp_established / 4,
+            tcp_closing: self.tcp_closing / 4,
+            tcp_ended: self.tcp_ended / 4,
+            udp: self.udp / 4,
+            udp_replied: self.udp_replied / 4,
+            icmp: self.icmp / 4,
+            other: self.other / 4,
+            other_replied: self.other_replied / 4,
+        }
+    }
+}
+
+/// Which mappings are meant: those that all of it applies to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct NatFilter {
+    /// Any of the three ends has this address.
+    pub address: Option<IpAddr>,
+    /// Any of the three ends has this port.
+    pub port: Option<u16>,
+    /// The protocol.
+    pub protocol: Option<Protocol>,
+}
+
+impl NatFilter {
+    /// Whether a mapping is meant.
+    #[must_use]
+    pub fn matches(&self, row: &NatRow) -> bool {
+        let ends = [row.local, row.translated, row.remote];
+        self.address.is_none_or(|address| ends.iter().any(|end| end.address == address))
+            && self.port.is_none_or(|port| ends.iter().any(|end| end.port == port))
+            && self.protocol.is_none_or(|protocol| row.protocol == protocol)
+    }
+}
+
+/// What a sweep has found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct NatSwept {
+    /// Mappings that are left.
+    pub mappings: usize,
+    /// Mappings that were idle for too long, and are gone.
+    pub removed: usize,
+    /// Mappings that there is room for.
+    pub room: usize,
+}
+
+/// An uplink, as its programs know it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UplinkConfig {
+    /// What pods' IPv4 packets leave under.
+    pub ipv4: Option<std::net::Ipv4Addr>,
+    /// What pods' IPv6 packets leave under.
+    pub ipv6: Option<std::net::Ipv6Addr>,
+    /// What its frames begin with.
+    pub header: LinkHeader,
+    /// The ports that mappings may get.
+    pub ports: PortRange,
+}
+
+/// What a device's frames begin with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum LinkHeader {
+    /// An Ethernet header.
+    Ethernet,
+    /// Nothing: the IP header.
+    None,
+}
+
+/// Ports, first and last included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct PortRange {
+    first: u16,
+    last: u16,
+}
+
+impl PortRange {
+    /// The ports from `first` to `last`; `None` if there is none, or port 0 is one.
+    #[must_use]
+    pub const fn new(first: u16, last: u16) -> Option<Self> {
+        if first == 0 || first > last { None } else { Some(Self { first, last }) }
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub const fn count(self) -> u32 {
+        self.last as u32 - self.first as u32 + 1
+    }
+
+    /// The first one.
+    #[must_use]
+    pub const fn first(self) -> u16 {
+        self.first
+    }
+
+    /// The last one.
+    #[must_use]
+    pub const fn last(self) -> u16 {
+        self.last
+    }
+}
+
+impl Default for PortRange {
+    /// From 32768 on: not those of node ports, and where Linux takes the ports of most connections from.
+    fn default() -> Self {
+        Self { first: 32768, last: u16::MAX }
+    }
+}
+
+impl Nat {
+    /// Opens the pinned maps below `bpffs`.
+    ///
+    /// # Errors
+    ///
+    /// If a map is not there ([`is_not_found`](crate::Error::is_not_found)), may not be opened, or
+    /// has another layout than this version's.
+    pub fn open(bpffs: impl AsRef<Path>) -> Result<Self> {
+        let folder = maps_folder(bpffs.as_ref());
+        Ok(Self {
+            mappings: HashMap::open(folder.join(map::NAT))?,
+            inbound: LruHashMap::open(folder.join(map::NAT_INBOUND))?,
+            fragments: LruHashMap::open(folder.join(map::NAT_FRAGMENTS))?,
+            devices: HashMap::open(folder.join(map::NAT_DEVICES))?,
+            pods: LpmTrie::open(folder.join(map::NAT_PODS))?,
+            excluded: LpmTrie::open(folder.join(map::NAT_EXCLUDED))?,
+        })
+    }
+
+    /// In the order of [`map::ALL`], whose last ones they are.
+    pub(crate) fn maps(&self) -> [&podwire_bpf::Map; 6] {
+        [
+            self.mappings.as_map(),
+            self.inbound.as_map(),
+            self.fragments.as_map(),
+            self.devices.as_map(),
+            self.pods.as_map(),
+            self.excluded.as_map(),
+        ]
+    }
+
+    /// Kernel memory that the maps take, in bytes.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel does not tell.
+    pub fn memory_bytes(&self) -> Result<u64> {
+        let maps = self.maps();
+        let mut sum = 0;
+        for map in maps {
+            sum += map.memory_bytes()?;
+        }
+        Ok(sum)
+    }
+
+    /// The mappings, in order.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be read.
+    pub fn rows(&self) -> Result<Vec<NatRow>> {
+        let now = seconds()?;
+        let mut rows: Vec<_> =
+            pairs(&self.mappings.entries()?).map(|pair| row(&pair, now)).collect();
+        rows.sort_by_key(|row| (row.protocol.0, row.local, row.remote));
+        Ok(rows)
+    }
+
+    /// Removes mappings; tells how many. What still belongs to one begins anew with its next packet that
+    /// leaves, with the same port if that is free; what arrives before is the node's.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be read or changed.
+    pub fn flush(&self, filter: &NatFilter) -> Result<usize> {
+        let now = seconds()?;
+        let entries = self.mappings.entries()?;
+        self.remove_all(pairs(&entries).filter(|pair| filter.matches(&row(pair, now))))
+    }
+
+    /// Removes the mappings whose address is none of these: answers do not come there any more. Tells how
+    /// many.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be read or changed.
+    pub fn retain_addresses(&self, keep: impl Fn(IpAddr) -> bool) -> Result<usize> {
+        let entries = self.mappings.entries()?;
+        self.remove_all(pairs(&entries).filter(|pair| !keep(pair.out.1.address.into())))
+    }
+
+    /// Removes what was idle for too long, in both directions.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be read or changed.
+    pub fn sweep(&self, timeouts: &NatTimeouts) -> Result<NatSwept> {
+        let now = seconds()?;
+        let entries = self.mappings.entries()?;
+        let mut swept =
+            NatSwept { room: self.mappings.max_entries() as usize / 2, ..NatSwept::default() };
+        let mut stale = Vec::new();
+        let mut known = HashSet::new();
+        for pair in pairs(&entries) {
+            known.insert(pair.out.0.other(&pair.out.1));
+            let timeout = timeouts.of(pair.out.0.protocol, state(&pair));
+            if idle(&pair, now) < timeout {
+                swept.mappings += 1;
+            } else {
+                stale.push(pair);
+            }
+        }
+        for pair in stale {
+            // It may have been used since it was read.
+            let unchanged = |key: &NatKey, seen: u32| -> Result<bool> {
+                Ok(self.mappings.get(key)?.is_none_or(|entry| entry.seen == seen))
+            };
+            let back = pair.out.0.other(&pair.out.1);
+            let back_seen = pair.back.map_or(0, |back| back.seen);
+            if unchanged(&pair.out.0, pair.out.1.seen)?
+                && (pair.back.is_none() || unchanged(&back, back_seen)?)
+            {
+                self.remove_pair(&pair.out.0, &back)?;
+                swept.removed += 1;
+            } else {
+                swept.mappings += 1;
+            }
+        }
+        // The way back is made first and removed last; a moment later its other half is there or gone.
+        for (key, entry) in &entries {
+            let is_half = key.direction == nat_direction::IN && !known.contains(key);
+            if is_half
+                && now.saturating_sub(entry.created) > HALF_MADE
+                && self.mappings.get(&key.other(entry))?.is_none()
+            {
+                self.mappings.remove(key)?;
+            }
+        }
+        Ok(swept)
+    }
+
+    /// Says which prefixes are pods' whose packets are masqueraded, and to which destinations they are
+    /// not. Nothing that was excluded and still is, is masqueraded in between; nor is anything else not.
+    ///
+    /// # Errors
+    ///
+    /// If a map refuses.
+    pub fn set_prefixes(&self, pods: &[IpNetwork], excluded: &[IpNetwork]) -> Result<()> {
+        let (pods, excluded) = (prefixes(pods)?, prefixes(excluded)?);
+        for (trie, wanted) in [(&self.excluded, &excluded), (&self.pods, &pods)] {
+            for prefix in wanted {
+                trie.insert(prefix, &1)?;
+            }
+        }
+        for (trie, wanted) in [(&self.pods, &pods), (&self.excluded, &excluded)] {
+            for (prefix, _) in trie.entries()? {
+                if !wanted.contains(&prefix) {
+                    trie.remove(&prefix)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Interface indices of the uplinks whose programs are told what to do.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be read.
+    pub fn uplinks(&self) -> Result<Vec<u32>> {
+        let mut uplinks: Vec<_> =
+            self.devices.entries()?.into_iter().map(|(ifindex, _)| ifindex).collect();
+        uplinks.sort_unstable();
+        Ok(uplinks)
+    }
+
+    fn remove_all(&self, pairs: impl Iterator<Item = Pair>) -> Result<usize> {
+        let mut removed = 0;
+        for pair in pairs {
+            self.remove_pair(&pair.out.0, &pair.out.0.other(&pair.out.1))?;
+            removed += 1;
+        }
+        Ok(removed)
+    }
+
+    /// What leaves first: who finds nothing there begins a mapping, and the port of this one is not free
+    /// yet.
+    fn remove_pair(&self, out: &NatKey, back: &NatKey) -> Result<Removal> {
+        let removal = self.mappings.remove(out)?;
+        self.mappings.remove(back)?;
+        Ok(removal)
+    }
+}
+
+impl Datapath {
+    /// The maps of the programs at uplinks.
+    ///
+    /// # Errors
+    ///
+    /// If a map cannot be opened.
+    pub fn nat(&self) -> Result<Nat> {
+        Nat::open(self.bpffs())
+    }
+}
+
+/// Seconds after which half a mapping is nobody's who is at work on it.
+const HALF_MADE: u32 = 5;
+
+/// Both directions of a mapping.
+#[derive(Debug, Clone, Copy)]
+struct Pair {
+    out: (NatKey, NatEntry),
+    back: Option<NatEntry>,
+}
+
+fn pairs(entries: &[(NatKey, NatEntry)]) -> impl Iterator<Item = Pair> {
+    let back: Map<NatKey, NatEntry> =
+        entries.iter().filter(|(key, _)| key.direction == nat_direction::IN).copied().collect();
+    entries.iter().filter(|(key, _)| key.direction == nat_direction::OUT).map(move |out| {
+        let back = back.get(&out.0.other(&out.1)).copied();
+        Pair { out: *out, back }
+    })
+}
+
+fn row(pair: &Pair, now: u32) -> NatRow {
+    let (key, entry) = &pair.out;
+    let back = pair.back.unwrap_or_default();
+    let count = |entry: &NatEntry| NatCount { packets: entry.packets, bytes: entry.bytes };
+    NatRow {
+        protocol: key.protocol,
+        local: NatEnd { address: key.local.into(), port: key.local_port.get() },
+        translated: NatEnd { address: entry.address.into(), port: entry.port.get() },
+        remote: NatEnd { address: key.remote.into(), port: key.remote_port.get() },
+        ifindex: entry.ifindex,
+        origin: if entry.flags & nat_flag::NODE == 0 { NatOrigin::Pod } else { NatOrigin::Node },
+        state: state(pair),
+        age: Duration::from_secs(now.saturating_sub(entry.created).into()),
+        idle: idle(pair, now),
+        sent: count(entry),
+        received: count(&back),
+    }
+}
+
+fn idle(pair: &Pair, now: u32) -> Duration {
+    let back = pair.back.filter(|back| back.packets != 0).map_or(0, |back| back.seen);
+    Duration::from_secs(now.saturating_sub(pair.out.1.seen.max(back)).into())
+}
+
+fn state(pair: &Pair) -> NatState {
+    const ACK: u8 = nat_tcp::ACK;
+    const FIN: u8 = nat_tcp::FIN;
+    let back = pair.back.unwrap_or_default();
+    let (sent, received) = (pair.out.1.tcp, back.tcp);
+    match pair.out.0.protocol {
+        Protocol::TCP if (sent | received) & nat_tcp::RST != 0 => NatState::Ended,
+        Protocol::TCP if sent & received & FIN != 0 => NatState::Ended,
+        Protocol::TCP if (sent | received) & FIN != 0 => NatState::Closing,
+        Protocol::TCP if sent & received & ACK != 0 => NatState::Established,
+        Protocol::TCP => NatState::Opening,
+        _ if back.packets == 0 => NatState::Unreplied,
+        _ => NatState::Replied,
+    }
+}
+
+fn prefixes(networks: &[IpNetwork]) -> Result<HashSet<Prefix<Address>>> {
+    networks
+        .iter()
+        .map(|network| {
+            let longer = if network.is_ipv4() { 96 } else { 0 };
+            let length = u32::from(network.prefix()) + longer;
+            Ok(Prefix::new(network.network().into(), length)?)
+        })
+        .collect()
+}
+
+/// The clock of the programs.
+fn seconds() -> Result<u32> {
+    let failed = |errno: nix::Error| Error::Clock { source: errno.into() };
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_err(failed)?;
+    Ok(u32::try_from(now.tv_sec()).unwrap_or(u32::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use podwire_abi::Be16;
+
+    use super::*;
+
+    fn pair(protocol: Protocol, sent: u8, received: Option<u8>) -> Pair {
+        let address = |text: &str| text.parse::<IpAddr>().unwrap().into();
+        let key = NatKey {
+            local: address("10.1.0.2"),
+            remote: address("192.0.2.1"),
+            local_port: Be16::new(40000),
+            remote_port: Be16::new(80),
+            protocol,
+            direction: nat_direction::OUT,
+            reserved: [0; 2],
+        };
+        let entry = |address, port, tcp, packets| NatEntry {
+            address,
+            port: Be16::new(port),
+            tcp,
+            packets,
+            seen: 100,
+            created: 100,
+            ..NatEntry::default()
+        };
+        let packets = u64::from(received.is_some());
+        Pair {
+            out: (key, entry(address("198.51.100.1"), 50000, sent, 1)),
+            back: Some(entry(key.local, 40000, received.unwrap_or(0), packets)),
+        }
+    }
+
+    #[test]
+    fn states_follow_both_directions() {
+        use nat_tcp::{ACK, FIN, RST, SYN};
+        let of = |sent, received| state(&pair(Protocol::TCP, sent, Some(received)));
+        assert_eq!(of(SYN, 0), NatState::Opening);
+        assert_eq!(of(SYN, SYN | ACK), NatState::Opening);
+        assert_eq!(of(SYN | ACK, SYN | ACK), NatState::Established);
+        assert_eq!(of(SYN | ACK | FIN, SYN | ACK), NatState::Closing);
+        assert_eq!(of(SYN | ACK | FIN, SYN | ACK | FIN), NatState::Ended);
+        assert_eq!(of(SYN | ACK, ACK | RST), NatState::Ended);
+        assert_eq!(state(&pair(Protocol::UDP, 0, None)), NatState::Unreplied);
+        assert_eq!(state(&pair(Protocol::UDP, 0, Some(0))), NatState::Replied);
+    }
+
+    #[test]
+    fn every_state_has_its_timeout() {
+        let timeouts = NatTimeouts::default();
+        let seconds = |protocol, state| timeouts.of(protocol, state).as_secs();
+        assert_eq!(seconds(Protocol::TCP, NatState::Opening), 60);
+        assert_eq!(seconds(Protocol::TCP, NatState::Established), 8000);
+        assert_eq!(seconds(Protocol::TCP, NatState::Ended), 30);
+        assert_eq!(seconds(Protocol::UDP, NatState::Unreplied), 30);
+        assert_eq!(seconds(Protocol::UDP, NatState::Replied), 120);
+        assert_eq!(seconds(Protocol::ICMP, NatState::Replied), 60);
+        assert_eq!(seconds(Protocol::SCTP, NatState::Replied), 300);
+        assert_eq!(timeouts.hurried().tcp_established, Duration::from_secs(2000));
+    }
+
+    #[test]
+    fn rows_tell_the_three_ends() {
+        let row = row(&pair(Protocol::UDP, 0, Some(0)), 107);
+        let end = |text: &str, port| NatEnd { address: text.parse().unwrap(), port };
+        assert_eq!(row.local, end("10.1.0.2", 40000));
+        assert_eq!(row.translated, end("198.51.100.1", 50000));
+        assert_eq!(row.remote, end("192.0.2.1", 80));
+        assert_eq!((row.idle.as_secs(), row.age.as_secs()), (7, 7));
+        let filter = |address: Option<&str>, port, protocol| NatFilter {
+            address: address.map(|text| text.parse().unwrap()),
+            port,
+            protocol,
+        };
+        assert!(filter(None, None, None).matches(&row));
+        for text in ["10.1.0.2", "198.51.100.1", "192.0.2.1"] {
+            assert!(filter(Some(text), None, Some(Protocol::UDP)).matches(&row));
+        }
+        for port in [40000, 50000, 80] {
+            assert!(filter(None, Some(port), None).matches(&row));
+        }
+        assert!(!filter(Some("10.1.0.3"), None, None).matches(&row));
+        assert!(!filter(Some("10.1.0.2"), Some(81), None).matches(&row));
+        assert!(!filter(Some("10.1.0.2"), None, Some(Protocol::TCP)).matches(&row));
+    }
+
+    #[test]
+    fn a_silent_way_back_does_not_keep_a_mapping() {
+        let mut one = pair(Protocol::UDP, 0, None);
+        one.back.as_mut().unwrap().seen = 105;
+        assert_eq!(idle(&one, 110).as_secs(), 10);
+        one.back.as_mut().unwrap().packets = 1;
+        assert_eq!(idle(&one, 110).as_secs(), 5);
+    }
+}
