@@ -177,9 +177,9 @@ fn flood() -> Result<bool> {
     let good = failed == 0 && passed == 1;
     let what = "no connection broke";
     if good {
-        report::good(what)
+        report::good(what);
     } else {
-        report::bad("the flood broke something")
+        report::bad("the flood broke something");
     }
     Ok(good)
 }

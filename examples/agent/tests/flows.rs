@@ -341,7 +341,7 @@ fn fragments_follow_their_first_one() {
         receiver.set_read_timeout(Some(PATIENCE)).unwrap();
         let port = if mine.is_ipv4() { 5555 } else { 5556 };
         let from = SocketAddr::new(mine, port);
-        let message: Vec<u8> = (0..2000_u32).map(|n| n as u8).collect();
+        let message: Vec<u8> = (0..=249).cycle().take(2000).collect();
         let whole = own.udp(from, receiver.local_addr().unwrap(), &message);
         let [first, second] = fragments(&whole, 7);
         let unknown = || node.counted(Hook::FromContainer, Reason::UnknownFragment);
