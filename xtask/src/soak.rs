@@ -37,6 +37,9 @@ const IPAM: [(&str, &str, &str); 2] = [
     ("podwire-ipam::durable_crash", "PODWIRE_CRASH_ROUNDS", "500"),
 ];
 
+/// Has the test of floods use the shipped sizes.
+const FLOOD: (&str, &str) = ("PODWIRE_FLOOD", "1");
+
 /// So many packets go through the programs and the model of them.
 const PACKETS: &str = "10000000";
 
@@ -53,6 +56,7 @@ const SOAKS: &[(&str, Soak)] = &[
     ("fuzz-cni", cni_targets),
     ("many", many_calls),
     ("ipam", ipam),
+    ("flood", flood),
     ("packet", packets),
 ];
 
@@ -147,6 +151,35 @@ fn many_calls() -> Result<bool> {
             report::bad(&what);
             good = false;
         }
+    }
+    Ok(good)
+}
+
+/// The flood of new flows that runs every day over small tables, over those that are shipped: ten times as
+/// many flows as there is room for, and a million denied SYNs.
+fn flood() -> Result<bool> {
+    let metadata = cargo::Metadata::read()?;
+    let programs = cargo::build_programs()?;
+    let tests = cargo::build_tests(&metadata, &["podwire-agent".to_owned()])?;
+    let test = tests.iter().find(|test| test.name == "podwire-agent::flows");
+    let test = test.ok_or("podwire-agent has no test `flows`")?;
+    let run = Run {
+        folder: &test.folder,
+        reachable: &[],
+        variables: &[(BIN_DIR_VARIABLE, programs.into()), (FLOOD.0, FLOOD.1.into())],
+        limit: Duration::from_secs(1800),
+    };
+    report::heading("a flood of new flows over tables of the shipped size");
+    let mut command = Privilege::find().command_as(0, &test.path, &run)?;
+    command.args(["--include-ignored", "--nocapture", "a_flood_breaks_no_connection"]);
+    let Outcome { passed, failed, output, .. } = libtest::run(command)?;
+    print!("{output}");
+    let good = failed == 0 && passed == 1;
+    let what = "no connection broke";
+    if good {
+        report::good(what)
+    } else {
+        report::bad("the flood broke something")
     }
     Ok(good)
 }

@@ -84,7 +84,7 @@ pub struct PolicyRow {
 /// a rule for all protocols is a range like any other.
 #[repr(C)]
 #[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
 pub struct PortRule {
     /// The first place.

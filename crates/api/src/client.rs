@@ -2,6 +2,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use ipnetwork::IpNetwork;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use ureq::http::{Method, Request};
@@ -9,9 +10,10 @@ use ureq::http::{Method, Request};
 use crate::name::push_segment;
 use crate::transport::{NoResolver, NotConnected, UnixConnector};
 use crate::{
-    AgentConfig, CheckReply, CheckRequest, CidrRequest, Endpoint, EndpointId, EndpointRequest,
-    Error, ErrorBody, GcReply, GcRequest, Inspection, Lease, LeaseReply, LeaseRequest, Pool,
-    PoolRequest, Removal, Removed, Reservation, Status, Sticky,
+    AgentConfig, CheckReply, CheckRequest, CidrRequest, ConfigChange, Endpoint, EndpointId,
+    EndpointRequest, Error, ErrorBody, GcReply, GcRequest, IdentityRequest, Inspection, Lease,
+    LeaseReply, LeaseRequest, Policy, Pool, PoolRequest, PrefixCount, PrefixIdentity, Removal,
+    Removed, Reservation, Status, Sticky,
 };
 
 /// How long a [`Client`] waits.
@@ -77,6 +79,84 @@ impl Client {
     #[must_use]
     pub fn socket(&self) -> &Path {
         &self.socket
+    }
+
+    /// Says who an endpoint is to others.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::is_not_found`] when there is none by that name,
+    /// [`ErrorCode::Invalid`](crate::ErrorCode::Invalid) when the number is no identity.
+    pub fn set_identity(&self, id: &EndpointId, identity: u32) -> Result<Endpoint, Error> {
+        let path = format!("{}/identity", path("endpoints", id));
+        self.send(&Method::PUT, &path, &IdentityRequest { identity })
+    }
+
+    /// What an endpoint may send and receive.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::is_not_found`] when there is no endpoint by that name.
+    pub fn policy(&self, id: &EndpointId) -> Result<Policy, Error> {
+        self.call(&Method::GET, &format!("{}/policy", path("endpoints", id)))
+    }
+
+    /// Says what an endpoint may send and receive, in the place of what it might before.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::is_not_found`] when there is no endpoint by that name,
+    /// [`ErrorCode::Invalid`](crate::ErrorCode::Invalid) when a rule cannot be meant so,
+    /// [`ErrorCode::Conflict`](crate::ErrorCode::Conflict) when another plugin made the interface,
+    /// [`ErrorCode::Exhausted`](crate::ErrorCode::Exhausted) when a map of the datapath is full.
+    pub fn set_policy(&self, id: &EndpointId, policy: &Policy) -> Result<Policy, Error> {
+        self.send(&Method::PUT, &format!("{}/policy", path("endpoints", id)), policy)
+    }
+
+    /// Lets an endpoint send and receive everything.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::is_not_found`] when there is no endpoint by that name.
+    pub fn delete_policy(&self, id: &EndpointId) -> Result<Removed, Error> {
+        let path = format!("{}/policy", path("endpoints", id));
+        let removal: Removal = self.call(&Method::DELETE, &path)?;
+        Ok(removal.outcome)
+    }
+
+    /// Who was said to be behind which prefix, in order.
+    ///
+    /// # Errors
+    ///
+    /// When the agent does not answer.
+    pub fn ipcache(&self) -> Result<Vec<PrefixIdentity>, Error> {
+        self.call(&Method::GET, "/v1/ipcache")
+    }
+
+    /// Says who is behind prefixes; others stay as they are.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorCode::Conflict`](crate::ErrorCode::Conflict) when an endpoint of the node has an address,
+    /// [`ErrorCode::Invalid`](crate::ErrorCode::Invalid) when a number is no identity. Nothing is changed then.
+    pub fn set_ipcache(&self, entries: &[PrefixIdentity]) -> Result<PrefixCount, Error> {
+        self.send(&Method::PUT, "/v1/ipcache", &entries)
+    }
+
+    /// Forgets who is behind prefixes. Those of which nothing was said are no error.
+    ///
+    /// # Errors
+    ///
+    /// When the agent does not answer.
+    pub fn forget_ipcache(&self, prefixes: &[IpNetwork]) -> Result<PrefixCount, Error> {
+        let (method, path) = (&Method::DELETE, "/v1/ipcache");
+        let body = serde_json::to_vec(prefixes).map_err(|error| Error::NoAnswer {
+            request: format!("{method} {path}"),
+            source: error.into(),
+        })?;
+        let request = self.agent.delete(format!("http://podwire{path}"));
+        let request = request.header("content-type", "application/json").force_send_body();
+        self.finish(method, path, Ok(request.send(&body[..])))
     }
 
     /// Asks for a pending lease: `POST /v1/leases`.
@@ -295,6 +375,16 @@ impl Client {
     /// When the agent does not answer.
     pub fn config(&self) -> Result<AgentConfig, Error> {
         self.call(&Method::GET, "/v1/config")
+    }
+
+    /// Changes settings, all of them or none, and gives the configuration as it is then.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorCode::Invalid`](crate::ErrorCode::Invalid) when one is not known, cannot be changed while the
+    /// agent runs, or cannot have that value.
+    pub fn change_config(&self, change: &ConfigChange) -> Result<AgentConfig, Error> {
+        self.send(&Method::PATCH, "/v1/config", change)
     }
 
     fn call<T: DeserializeOwned>(&self, method: &Method, path: &str) -> Result<T, Error> {

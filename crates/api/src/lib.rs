@@ -2,16 +2,20 @@
 #![forbid(unsafe_code)]
 
 mod client;
+mod config;
 mod error;
 mod ipam;
 mod mac;
 mod message;
 mod name;
+mod policy;
 mod transport;
+mod usage;
 
 use std::path::{Path, PathBuf};
 
 pub use client::{Client, Timeouts};
+pub use config::{AgentConfig, ConfigChange, Origin, Setting};
 pub use error::{Error, ErrorBody, ErrorCode};
 pub use ipam::{
     CheckReply, CheckRequest, CidrEdit, CidrRequest, CidrUsage, Disagreement, Lease, LeaseState,
@@ -19,11 +23,16 @@ pub use ipam::{
 };
 pub use mac::Mac;
 pub use message::{
-    AgentConfig, AttachMode, Delivery, Difference, Disciplines, Effect, Endpoint, EndpointRequest,
-    GcReply, GcRequest, Inspection, Interface, LeaseReply, LeaseRequest, NodeConfig, OtherFamilies,
-    PodRef, Problem, Removal, Removed, Repair, Router, Status,
+    AttachMode, Delivery, Difference, Disciplines, Effect, Endpoint, EndpointRequest, GcReply,
+    GcRequest, Inspection, Interface, LeaseReply, LeaseRequest, NodeConfig, OtherFamilies, PodRef,
+    Problem, Removal, Removed, Repair, Router, Status,
 };
 pub use name::{ContainerId, EndpointId, InterfaceName, Mark, NameError, NodeName, host_link_name};
+pub use policy::{
+    IdentityRequest, Policy, PolicyAction, PolicyDirection, PolicyRule, PrefixCount,
+    PrefixIdentity, UNMANAGED_IDENTITY,
+};
+pub use usage::{FlowUsage, MapUsage, MemoryUsage};
 
 /// The rtnetlink protocol number on every route and rule that podwire creates.
 pub const ROUTE_PROTOCOL: u8 = 80;

@@ -1,12 +1,11 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::path::PathBuf;
 
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
-use crate::{EndpointId, Mac, NodeName, Pool};
+use crate::{EndpointId, FlowUsage, Mac, MemoryUsage, NodeName, Pool};
 
 /// The Kubernetes pod an endpoint belongs to, as the runtime named it. Kept for display only.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -196,6 +195,9 @@ pub struct Endpoint {
     /// Whose interface it is.
     #[serde(default, skip_serializing_if = "is_default")]
     pub interface: Interface,
+    /// Who it is to others.
+    #[serde(default = "crate::policy::unmanaged")]
+    pub identity: u32,
 }
 
 /// How the datapath hands packets to an endpoint.
@@ -295,6 +297,10 @@ pub struct Status {
     pub default_pools: Vec<String>,
     /// How programs are attached.
     pub attach: AttachMode,
+    /// How full the tables of flows are.
+    pub flows: FlowUsage,
+    /// What podwire takes of the machine's memory.
+    pub memory: MemoryUsage,
     /// What keeps traffic from working, or will.
     pub problems: Vec<Problem>,
     /// What the agent repaired when it started.
@@ -349,25 +355,6 @@ pub struct Repair {
     pub found: String,
     /// What was done.
     pub done: String,
-}
-
-/// `GET /v1/config`: what the agent runs with.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct AgentConfig {
-    /// What the pod's side has to know.
-    pub node: NodeConfig,
-    /// Where addresses come from.
-    pub pod_cidrs: Vec<IpNetwork>,
-    /// How programs are attached.
-    pub attach: AttachMode,
-    /// How many endpoints the node has room for.
-    pub slots: u32,
-    /// `--state-dir`.
-    pub state_dir: PathBuf,
-    /// `--run-dir`.
-    pub run_dir: PathBuf,
-    /// `--bpffs`.
-    pub bpffs: PathBuf,
 }
 
 #[cfg(test)]
@@ -427,11 +414,12 @@ mod tests {
             network: Some("podnet".into()),
             pod: Some(PodRef { namespace: "ns".into(), name: "p".into(), uid: None }),
             interface: Interface::Own,
+            identity: 4711,
         };
         let value = json!({
             "container_id": "c1", "ifname": "eth0", "host_link": "pwaaaaaaaaaaaaa", "ifindex": 7,
             "mac": "02:00:00:00:00:01", "host_mac": "02:00:00:00:00:02", "addresses": ["10.1.0.2"],
-            "slot": 3, "delivery": "peer", "created": 1, "network": "podnet",
+            "slot": 3, "delivery": "peer", "created": 1, "network": "podnet", "identity": 4711,
             "pod": {"namespace": "ns", "name": "p"},
         });
         assert_eq!(serde_json::to_value(&endpoint).unwrap(), value);

@@ -7,8 +7,8 @@ use std::{
 };
 
 use podwire_abi::{
-    Address, Be32, CHANGING, EthernetPair, IpcacheEntry, Mac, NodeConfig, SLOT_MASK, Slot, Verdict,
-    identity, map, slot_flag, slot_mask,
+    Address, Be32, CHANGING, EthernetPair, IpcacheEntry, Mac, NodeConfig, PolicyRef, SLOT_MASK,
+    Slot, Verdict, identity, map, slot_flag, slot_mask,
 };
 use podwire_bpf::{AttachMode, Loader, Object, Program, Removal};
 
@@ -17,6 +17,7 @@ use crate::{
     attach::{Attach, By},
     error::{Error, Result},
     halves,
+    policy::{self, Book, Terms},
     slots::{FreeSlots, empty_generation, taken_generation},
     tables::{Tables, maps_folder},
 };
@@ -34,13 +35,18 @@ pub struct Options {
     pub pending: u32,
     /// How many whole addresses of other nodes, and how many prefixes, there is room for.
     pub remotes: u32,
+    /// How many rows of policies there is room for: one for each identity and prefix that a policy speaks of.
+    pub policy_rows: u32,
+    /// How many ranges of ports there is room for in policies; rows with the same ones share them.
+    pub policy_rules: u32,
     /// How programs are attached.
     pub attach: Attach,
 }
 
 impl Options {
     /// The sizes that suit an ordinary node: 4,096 endpoints, 131,072 flows in 262,144 directions, 65,536
-    /// that begin or have ended, 524,288 addresses of other nodes.
+    /// that begin or have ended, 524,288 addresses of other nodes,
+    /// 65,536 rows of policies and as many ranges of ports.
     pub fn new(bpffs: impl Into<PathBuf>) -> Self {
         Self {
             bpffs: bpffs.into(),
@@ -48,6 +54,8 @@ impl Options {
             flows: 1 << 18,
             pending: 1 << 16,
             remotes: 1 << 19,
+            policy_rows: 1 << 16,
+            policy_rules: 1 << 16,
             attach: Attach::Auto,
         }
     }
@@ -133,6 +141,7 @@ pub struct Datapath {
 #[derive(Debug)]
 pub(crate) struct Writer {
     free: FreeSlots,
+    pub(crate) book: Book,
 }
 
 impl Datapath {
@@ -157,6 +166,8 @@ impl Datapath {
             .max_entries(map::PREFIXES, options.remotes)
             .max_entries(map::FLOWS, options.flows)
             .max_entries(map::PENDING, options.pending)
+            .max_entries(map::POLICY, options.policy_rows)
+            .max_entries(map::POLICY_RULES, options.policy_rules)
             .global(SLOT_MASK, &slot_mask(options.slots))
             .pin_maps(&maps)
             .load()?;
@@ -172,10 +183,13 @@ impl Datapath {
             pending: object.map(map::PENDING)?,
             policy: object.map(map::POLICY)?,
             policy_rules: object.map(map::POLICY_RULES)?,
+            fragments: object.map(map::FRAGMENTS)?,
             metrics: object.map(map::METRICS)?,
             flow_events: object.map(map::FLOW_EVENTS)?,
         };
-        if halves::mend(&tables)? {
+        let is_mended = halves::mend(&tables)?;
+        let (book, is_policy_mended) = policy::restore(&tables)?;
+        if is_mended || is_policy_mended {
             // Their addresses may be somebody else's from now on.
             grace_period()?;
         }
@@ -183,7 +197,7 @@ impl Datapath {
         let mode = options.attach.resolve()?;
         let bpffs = options.bpffs.clone();
         let attach = options.attach;
-        Ok(Self { tables, object, attach, mode, bpffs, writing: Mutex::new(Writer { free }) })
+        Ok(Self { tables, object, attach, mode, bpffs, writing: Mutex::new(Writer { free, book }) })
     }
 
     /// The maps as rows.
@@ -224,7 +238,7 @@ impl Datapath {
         let mut routers = Vec::new();
         routers.extend(node.router_ipv4.map(IpAddr::from));
         routers.extend(node.router_ipv6.map(IpAddr::from));
-        let _writer = self.lock();
+        let writer = self.lock();
         let config = NodeConfig {
             router_ipv4: node.router_ipv4.map_or(Be32::new(0), |v4| Be32::new(v4.into())),
             router_ipv6: node
@@ -239,7 +253,8 @@ impl Datapath {
                 let entry = IpcacheEntry {
                     identity: identity::HOST,
                     slot: IpcacheEntry::NO_SLOT,
-                    ..IpcacheEntry::default()
+                    generation: 0,
+                    cidr: writer.book.cidr_of(router.into()),
                 };
                 self.tables.ipcache.insert(&router.into(), &entry)?;
             }
@@ -256,6 +271,21 @@ impl Datapath {
     /// If there is no free slot, an address belongs to another endpoint, a map refuses, or the
     /// programs cannot be attached; nothing is left behind then.
     pub fn add_endpoint(&self, endpoint: &EndpointConfig) -> Result<u32> {
+        self.add(endpoint, None)
+    }
+
+    /// The same on terms that hold from the endpoint's first packet on. Without them a new endpoint is
+    /// [unmanaged](identity::UNMANAGED) and everything passes; one that is changed keeps what it has.
+    ///
+    /// # Errors
+    ///
+    /// The same, and if there is no room for the policy.
+    pub fn add_endpoint_with(&self, endpoint: &EndpointConfig, terms: Terms<'_>) -> Result<u32> {
+        policy::check_identity(terms.identity)?;
+        self.add(endpoint, Some(terms))
+    }
+
+    fn add(&self, endpoint: &EndpointConfig, terms: Option<Terms<'_>>) -> Result<u32> {
         let mut writer = self.lock();
         let addresses = Addresses::of(endpoint)?;
         let known = self.tables.links.get(&endpoint.ifindex)?;
@@ -269,7 +299,8 @@ impl Datapath {
             }
         };
         let added = self
-            .write_endpoint(endpoint, number, &addresses)
+            .write_endpoint(&writer.book, endpoint, number, &addresses, terms)
+            .and_then(|()| terms.map_or(Ok(()), |terms| self.put_on(&mut writer, number, terms)))
             .and_then(|()| self.attach_new(endpoint));
         match added {
             Ok(()) => Ok(number),
@@ -377,9 +408,11 @@ impl Datapath {
     /// while it changes believe none of it.
     fn write_endpoint(
         &self,
+        book: &Book,
         endpoint: &EndpointConfig,
         number: u32,
         addresses: &Addresses,
+        terms: Option<Terms<'_>>,
     ) -> Result<()> {
         let tables = &self.tables;
         let ticket = tables.next_ticket()?;
@@ -390,10 +423,21 @@ impl Datapath {
         let generation = empty_generation(last.generation);
         tables.slots.set(number, &Slot { changed: CHANGING, ..last })?;
         tables.slots.set(number, &Slot { changed: CHANGING, generation, ..last })?;
-        self.remove_addresses(number, &last)?;
+        self.remove_addresses(book, number, &last)?;
         // An endpoint that is changed keeps its identity, policy and flows.
         let same = last.is_taken() && last.ifindex == endpoint.ifindex;
-        let kept = if same { last } else { Slot::default() };
+        // A new one with a policy gets nothing before it has that.
+        let closed = match terms {
+            Some(Terms { policy: Some(policy), .. })
+                if !policy.permits_all() && endpoint.interface == Interface::Own =>
+            {
+                policy::CLOSED
+            }
+            _ => PolicyRef::default(),
+        };
+        let kept =
+            if same { last } else { Slot { ingress: closed, egress: closed, ..Slot::default() } };
+        let unmanaged = terms.map_or(identity::UNMANAGED, |terms| terms.identity);
         let slot = Slot {
             changed: CHANGING,
             generation: taken_generation(generation),
@@ -404,7 +448,7 @@ impl Datapath {
             to_pod: EthernetPair::new(endpoint.mac, endpoint.host_mac),
             ipv6: addresses.ipv6,
             born: if same && addresses.are_of(&last) { last.born } else { ticket },
-            identity: if same { last.identity } else { identity::UNMANAGED },
+            identity: if same { last.identity } else { unmanaged },
             ..kept
         };
         tables.slots.set(number, &Slot { generation, ..slot })?;
@@ -415,7 +459,7 @@ impl Datapath {
                 identity: slot.identity,
                 slot: number,
                 generation: slot.generation,
-                cidr: 0,
+                cidr: book.cidr_of(address.into()),
             };
             tables.ipcache.insert(&address.into(), &entry)?;
         }
@@ -433,21 +477,25 @@ impl Datapath {
         let addresses = addresses_of(&slot);
         tables.mark_remotes(&addresses, CHANGING)?;
         tables.slots.set(number, &Slot { changed: CHANGING, ..slot })?;
-        self.remove_addresses(number, &slot)?;
+        self.remove_addresses(&writer.book, number, &slot)?;
         let generation = empty_generation(slot.generation);
         let empty = Slot { generation, changed: CHANGING, born: ticket, ..Slot::default() };
         tables.slots.set(number, &empty)?;
         tables.links.remove(&ifindex)?;
         tables.mark_remotes(&addresses, ticket)?;
         tables.raise(ticket)?;
+        tables.drop_policies(&mut writer.book, &slot);
         writer.free.give_back(number);
         Ok(())
     }
 
-    fn remove_addresses(&self, number: u32, slot: &Slot) -> Result<()> {
+    fn remove_addresses(&self, book: &Book, number: u32, slot: &Slot) -> Result<()> {
         for address in addresses_of(slot) {
             if self.tables.ipcache.get(&address)?.is_some_and(|entry| entry.slot == number) {
-                self.tables.ipcache.remove(&address)?;
+                match self.tables.derived(book, address.into())? {
+                    Some(entry) => self.tables.ipcache.insert(&address, &entry)?,
+                    None => drop(self.tables.ipcache.remove(&address)?),
+                }
             }
         }
         Ok(())
@@ -503,7 +551,7 @@ impl Addresses {
 }
 
 /// The addresses that a slot has.
-fn addresses_of(slot: &Slot) -> Vec<Address> {
+pub(crate) fn addresses_of(slot: &Slot) -> Vec<Address> {
     let v4 = (slot.ipv4.raw() != 0).then(|| Address::from_ipv4_raw(slot.ipv4));
     let v6 = (!slot.ipv6.is_unspecified()).then_some(slot.ipv6);
     v4.into_iter().chain(v6).collect()

@@ -53,6 +53,28 @@ pub enum Error {
         /// The address.
         address: IpAddr,
     },
+    /// A map has no room for what should be in it.
+    #[error("map {map} is full, it has room for {size} entries; nothing was changed")]
+    MapFull {
+        /// Which.
+        map: &'static str,
+        /// What there is room for.
+        size: u32,
+    },
+    /// Another plugin made the interface, and is asked what it lets pass.
+    #[error(
+        "the endpoint on interface {ifindex} was made by another plugin; podwire judges none of its packets"
+    )]
+    Adopted {
+        /// Its index.
+        ifindex: u32,
+    },
+    /// A number that stands for nobody.
+    #[error("{identity} is no identity; they are 1 to {}", podwire_policy::MAX_IDENTITY)]
+    NoIdentity {
+        /// The number.
+        identity: u32,
+    },
     /// More slots than a verdict can name.
     #[error("{slots} endpoint slots are more than the {most} that there can be")]
     TooManySlots {
@@ -64,6 +86,20 @@ pub enum Error {
     /// Every ticket has been used.
     #[error("the node has been changed as often as it can be; remove its pins, and start anew")]
     NoTickets,
+    /// No flows have such a timeout.
+    #[error("there is no timeout {name}; there are {}", crate::Timeout::ALL.map(crate::Timeout::name).join(", "))]
+    UnknownTimeout {
+        /// What was asked for.
+        name: String,
+    },
+    /// A timeout cannot be so long, or so short.
+    #[error("timeout {timeout}: {seconds} is not between 1 and {} seconds", crate::Timeout::MOST)]
+    TimeoutRange {
+        /// Which.
+        timeout: crate::Timeout,
+        /// What was wanted.
+        seconds: u32,
+    },
     /// Waiting until no program uses what was removed failed.
     #[error("wait for a grace period: {source}")]
     GracePeriod {
@@ -84,10 +120,10 @@ impl Error {
         }
     }
 
-    /// Whether there is no room for another endpoint.
+    /// Whether there is no room for another endpoint, or for what else was to be written.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        matches!(self, Self::Full { .. })
+        matches!(self, Self::Full { .. } | Self::MapFull { .. })
     }
 }
 

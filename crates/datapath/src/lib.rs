@@ -7,6 +7,7 @@ mod error;
 mod flows;
 mod halves;
 mod ipcache;
+mod policy;
 mod slots;
 mod state;
 mod tables;
@@ -16,10 +17,15 @@ pub use datapath::{
     Datapath, Delivery, EndpointConfig, Interface, NodeSetup, Options, grace_period,
 };
 pub use error::Error;
-pub use flows::FlowRow;
+pub use flows::{
+    FlowDirection, FlowFilter, FlowPath, FlowRow, FlowState, Sweep, Timeout, Timeouts,
+};
 pub use podwire_abi as abi;
+pub use podwire_abi::{FlowEvent, map};
 pub use podwire_bpf::AttachMode;
-pub use tables::{EndpointRow, IpcacheRow, MetricRow, Tables};
+pub use podwire_policy::Compiled;
+pub use policy::{Flow, Outcome, PolicyListing, Subject, Terms};
+pub use tables::{EndpointRow, IpcacheRow, MapRow, MetricRow, Tables};
 
 /// The compiled kernel programs: an ELF object for the BPF target, little-endian.
 pub const OBJECT: &[u8] = aligned::OBJECT;

@@ -9,6 +9,17 @@ use crate::{
     tables::Tables,
 };
 
+/// Whose flows a change concerns.
+#[derive(Debug, Default)]
+pub(crate) struct Marks {
+    /// Everybody's.
+    pub(crate) all: bool,
+    /// Those of the endpoints in these slots.
+    pub(crate) slots: Vec<u32>,
+    /// Those with these addresses, which no endpoint has.
+    pub(crate) remotes: Vec<Address>,
+}
+
 impl Tables {
     /// The ticket of the change that begins now.
     pub(crate) fn next_ticket(&self) -> Result<u64> {
@@ -37,25 +48,29 @@ impl Tables {
 
     /// Changes what concerns all flows.
     pub(crate) fn change_all(&self, write: impl FnOnce() -> Result<()>) -> Result<()> {
-        let ticket = self.next_ticket()?;
-        let state = self.state.get(0)?;
-        self.state.set(0, &NodeState { changed: CHANGING, ..state })?;
-        write()?;
-        self.state.set(0, &NodeState { changed: ticket, ..state })?;
-        self.raise(ticket)
+        self.change(&Marks { all: true, ..Marks::default() }, write)
     }
 
-    /// Changes who has remote addresses, and whatever else `write` does about them.
-    pub(crate) fn change_remotes(
-        &self,
-        addresses: &[Address],
-        write: impl FnOnce() -> Result<()>,
-    ) -> Result<()> {
+    /// Changes what verdicts rest on. What was written when `write` fails counts as well.
+    pub(crate) fn change(&self, marks: &Marks, write: impl FnOnce() -> Result<()>) -> Result<()> {
         let ticket = self.next_ticket()?;
-        self.mark_remotes(addresses, CHANGING)?;
-        write()?;
-        self.mark_remotes(addresses, ticket)?;
-        self.raise(ticket)
+        self.mark(marks, CHANGING)?;
+        let written = write();
+        self.mark(marks, ticket)?;
+        self.raise(ticket)?;
+        written
+    }
+
+    fn mark(&self, marks: &Marks, ticket: u64) -> Result<()> {
+        if marks.all {
+            let state = self.state.get(0)?;
+            self.state.set(0, &NodeState { changed: ticket, ..state })?;
+        }
+        for &number in &marks.slots {
+            let slot = self.slots.get(number)?;
+            self.slots.set(number, &Slot { changed: ticket, ..slot })?;
+        }
+        self.mark_remotes(&marks.remotes, ticket)
     }
 
     pub(crate) fn mark_remotes(&self, addresses: &[Address], ticket: u64) -> Result<()> {

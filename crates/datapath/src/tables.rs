@@ -7,9 +7,9 @@ use std::{
 
 use ipnetwork::IpNetwork;
 use podwire_abi::{
-    Address, Counter, Flow, FlowEvent, FlowKey, Hook, IpcacheEntry, METRICS_ENTRIES, Mac,
-    NodeConfig, NodeState, Pending, PolicyKey, PolicyRow, PortRule, Reason, Slot, map,
-    metric_index,
+    Address, Counter, Flow, FlowEvent, FlowKey, FragmentKey, FragmentPorts, Hook, IpcacheEntry,
+    METRICS_ENTRIES, Mac, NodeConfig, NodeState, Pending, PolicyKey, PolicyRow, PortRule, Reason,
+    Slot, map, metric_index,
 };
 use podwire_bpf::{Array, HashMap, LpmTrie, LruHashMap, Map, PerCpuArray};
 
@@ -36,6 +36,7 @@ pub struct Tables {
     pub(crate) pending: LruHashMap<FlowKey, Pending>,
     pub(crate) policy: HashMap<PolicyKey, PolicyRow>,
     pub(crate) policy_rules: Array<PortRule>,
+    pub(crate) fragments: LruHashMap<FragmentKey, FragmentPorts>,
     pub(crate) metrics: PerCpuArray<Counter>,
     pub(crate) flow_events: PerCpuArray<u64>,
 }
@@ -74,6 +75,11 @@ pub struct IpcacheRow {
     pub slot: Option<u32>,
     /// The slot's generation when this was written: nothing is delivered by an entry of another one.
     pub generation: u32,
+    /// Number of the narrowest prefix that it lies in of those that policies speak of; 0 if there is none.
+    pub cidr: u32,
+    /// Whether nobody has told who is behind it: it is there since a policy speaks of it, and has the identity
+    /// of the next wider prefix.
+    pub is_derived: bool,
 }
 
 /// What became of packets at one place, summed over all CPUs.
@@ -86,6 +92,17 @@ pub struct MetricRow {
     /// Packets.
     pub packets: u64,
     /// Bytes, Ethernet headers included.
+    pub bytes: u64,
+}
+
+/// What a map takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MapRow {
+    /// Its name, one of [`abi::map`](podwire_abi::map).
+    pub name: &'static str,
+    /// How many entries there is room for.
+    pub capacity: u32,
+    /// Kernel memory that it takes, in bytes.
     pub bytes: u64,
 }
 
@@ -110,6 +127,7 @@ impl Tables {
             pending: LruHashMap::open(folder.join(map::PENDING))?,
             policy: HashMap::open(folder.join(map::POLICY))?,
             policy_rules: Array::open(folder.join(map::POLICY_RULES))?,
+            fragments: LruHashMap::open(folder.join(map::FRAGMENTS))?,
             metrics: PerCpuArray::open(folder.join(map::METRICS))?,
             flow_events: PerCpuArray::open(folder.join(map::FLOW_EVENTS))?,
         })
@@ -130,7 +148,26 @@ impl Tables {
         self.maps().into_iter().try_fold(0, |sum, map| Ok(sum + map.memory_bytes()?))
     }
 
-    fn maps(&self) -> [&Map; 13] {
+    /// Every map: how large it is, and what it takes.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel does not tell.
+    pub fn map_rows(&self) -> Result<Vec<MapRow>> {
+        let rows = map::ALL.into_iter().zip(self.maps()).map(|(name, map)| {
+            let capacity = map.layout().max_entries;
+            Ok(MapRow { name, capacity, bytes: map.memory_bytes()? })
+        });
+        rows.collect()
+    }
+
+    /// How many directions of confirmed flows there is room for, and how many others.
+    #[must_use]
+    pub fn flow_capacities(&self) -> (u32, u32) {
+        (self.flows.max_entries(), self.pending.max_entries())
+    }
+
+    fn maps(&self) -> [&Map; map::ALL.len()] {
         [
             self.config.as_map(),
             self.slots.as_map(),
@@ -143,6 +180,7 @@ impl Tables {
             self.pending.as_map(),
             self.policy.as_map(),
             self.policy_rules.as_map(),
+            self.fragments.as_map(),
             self.metrics.as_map(),
             self.flow_events.as_map(),
         ]
@@ -234,6 +272,8 @@ fn ipcache_row(prefix: IpNetwork, entry: &IpcacheEntry) -> IpcacheRow {
         identity: entry.identity,
         slot: (entry.slot != IpcacheEntry::NO_SLOT).then_some(entry.slot),
         generation: entry.generation,
+        cidr: entry.cidr,
+        is_derived: ipcache::is_derived(entry),
     }
 }
 

@@ -12,7 +12,7 @@ use node::{
     on_node, on_node_with, tcp,
 };
 use podwire_datapath::{
-    FlowRow, Options,
+    Options,
     abi::{Flow, FlowEvent, Pending, Reason, recent, tcp_seen},
 };
 use podwire_lab::probe::frame::Link;
@@ -96,13 +96,12 @@ fn a_connection_is_confirmed_by_the_third_packet() {
             assert_eq!(event(node, FlowEvent::Judged), judged);
 
             let rows = node.datapath.tables().flows().unwrap();
-            let counts: Vec<_> =
-                rows.iter().map(|row| (row.is_reply, row.packets, row.bytes)).collect();
+            let [row] = &rows[..] else { panic!("one conversation: {rows:?}") };
             let bytes = tcp(STACK, sides.client.1, sides.server.1, ACK).len() as u64;
-            let row = |row: &FlowRow| (row.source, row.source_port);
-            assert_eq!(row(&rows[0]), sides.client.1);
-            assert_eq!(row(&rows[1]), sides.server.1);
-            assert_eq!(counts, [(false, 5, 5 * bytes), (true, 4, 4 * bytes)]);
+            assert_eq!((row.source, row.source_port), sides.client.1);
+            assert_eq!((row.destination, row.destination_port), sides.server.1);
+            assert_eq!((row.packets, row.bytes), (5, 5 * bytes));
+            assert_eq!((row.reply_packets, row.reply_bytes), (4, 4 * bytes));
             forget(node);
         }
         let events = [FlowEvent::Began, FlowEvent::Confirmed, FlowEvent::Ended];
@@ -309,10 +308,9 @@ fn what_the_node_asks_is_answered_to_the_stack() {
                 assert_eq!(judged, expected);
             }
             assert_eq!((confirmed(node).len(), pending(node).len()), (2, 0));
-            let [asked, answered] = &node.datapath.tables().flows().unwrap()[..] else {
-                panic!("two directions")
-            };
-            assert_eq!((asked.source, answered.source), (host.min(pod), host.max(pod)));
+            let rows = node.datapath.tables().flows().unwrap();
+            let [row] = &rows[..] else { panic!("one conversation: {rows:?}") };
+            assert_eq!((row.source, row.destination), (host, pod));
             forget(node);
         }
     });

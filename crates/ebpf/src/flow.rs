@@ -535,7 +535,7 @@ fn confirm(question: &Question, pending: *mut Pending, under: Under, verdict: Ve
         seen: sums.seen,
         created: sums.created,
         tcp,
-        reserved: [0; 3],
+        reserved: 0,
     };
     *back = Flow {
         verdict: verdict_back,
@@ -545,7 +545,7 @@ fn confirm(question: &Question, pending: *mut Pending, under: Under, verdict: Ve
         seen: sums.seen,
         created: sums.created,
         tcp: tcp_seen::turned(tcp),
-        reserved: [0; 3],
+        reserved: 0,
     };
     if FLOWS.insert(&*there_key, &*there, 0).is_err() {
         event(FlowEvent::TableFull);

@@ -36,7 +36,7 @@ pub static PREFIXES: LpmTrie<Address, IpcacheEntry, 524288> = LpmTrie::new();
 pub static REMOTES: Array<u64, { podwire_abi::REMOTES as usize }> = Array::new();
 
 #[btf_map]
-pub static FLOWS: HashMap<FlowKey, Flow, 262144> = HashMap::new();
+pub static FLOWS: HashMap<FlowKey, Flow, 262144, GROWS> = HashMap::new();
 
 #[btf_map]
 pub static PENDING: LruHashMap<FlowKey, Pending, 65536> = LruHashMap::new();

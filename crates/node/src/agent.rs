@@ -3,20 +3,23 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener as StdListener;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use podwire_api::{
-    AgentConfig, GcReply, GcRequest, Repair, Status, database_path, pending_del_dir, socket_path,
+    AgentConfig, ConfigChange, GcReply, GcRequest, MemoryUsage, Repair, Status, database_path,
+    pending_del_dir, socket_path,
 };
 use podwire_cluster::{Directory, Source};
 use podwire_datapath::{Attach, Datapath as Programs, NodeSetup, Options};
 use tokio::net::UnixListener;
 use tokio::runtime::{Builder, Runtime};
+use tokio::time::MissedTickBehavior;
 
 use crate::blocks::{self, Before};
 use crate::choice::Chooser;
 use crate::error::chain;
+use crate::flows::Collector;
 use crate::kernel::{Gone, KernelDatapath, KernelLinks};
 use crate::metrics::Measured;
 use crate::node::pools::prefixes;
@@ -24,16 +27,17 @@ use crate::node::{Kernel, Node};
 use crate::problem::{Facts, diagnose};
 use crate::restore::{Restored, Sides, restore};
 use crate::router::KernelRoutes;
-use crate::seam::{Datapath, Links};
+use crate::seam::{Datapath, Flows, Links};
+use crate::settings::Settings;
 use crate::store::Opened;
 use crate::{
-    AttachChoice, Config, Error, folder, metrics, notes, pools, router, server, store, watch,
+    AttachChoice, Config, Error, folder, metrics, node, notes, pools, router, server, store, watch,
 };
 
 /// How often leases that nobody used are looked for.
 const EXPIRY: Duration = Duration::from_secs(15);
 
-/// How often blocks are compared with what is asked for.
+/// How often blocks are compared with what is asked for, and how long a second is to flows.
 const TICK: Duration = Duration::from_secs(1);
 
 /// How long nothing must have been asked for before many programs are attached for good.
@@ -56,6 +60,8 @@ pub struct Agent {
 pub(crate) struct Shared {
     pub(crate) node: Node,
     pub(crate) config: AgentConfig,
+    flows: Collector,
+    settings: Mutex<Settings>,
     repairs: Vec<Repair>,
 }
 
@@ -102,8 +108,16 @@ impl Agent {
         folder::clear_socket(&socket)?;
         let boot_id = boot_id()?;
         let opened = store::open(&database_path(&config.state_dir), &config.node, &boot_id)?;
-        let Opened { ipam, endpoints: recorded, options, cluster_pools, mut repairs, is_new } =
-            opened;
+        let Opened {
+            ipam, endpoints: recorded, policies, identities, options, cluster_pools, ..
+        } = opened;
+        let (settings, mut repairs, is_new) = (opened.settings, opened.repairs, opened.is_new);
+        let (settings, unknown) = Settings::new(config.timeouts.clone(), &settings);
+        repairs.extend(unknown.into_iter().map(|name| Repair {
+            object: format!("setting {name}"),
+            found: "is none of this version's".into(),
+            done: "left alone".into(),
+        }));
         pools::lift_former_routers(&ipam, routers)?;
         let (given_up, more) = pools::arrange(&ipam, config, &options)?;
         repairs.extend(more);
@@ -130,7 +144,9 @@ impl Agent {
             object: "the router pair".into(),
             source: source.into(),
         })?;
-        let datapath: Arc<dyn Datapath> = Arc::new(KernelDatapath(programs));
+        let programs = Arc::new(KernelDatapath(programs));
+        let flows = Collector::new(programs.clone() as Arc<dyn Flows>, settings.timeouts());
+        let datapath: Arc<dyn Datapath> = programs;
         let links = KernelLinks::new().map_err(|source| Error::Kernel {
             operation: "start",
             object: "a thread".into(),
@@ -139,7 +155,8 @@ impl Agent {
         let gone = links.gone();
         let links: Arc<dyn Links> = Arc::new(links);
 
-        let sides = Sides { ipam: &ipam, datapath: &*datapath, links: &*links };
+        let sides =
+            Sides { ipam: &ipam, datapath: &*datapath, links: &*links, policies: &policies };
         let recorded = (!is_new).then_some(&*recorded);
         let Restored { endpoints, repairs: more } = restore(config, &notes, recorded, &sides)?;
         pools::set_routers_aside(&ipam, routers)?;
@@ -148,23 +165,20 @@ impl Agent {
             ipam.begin(vec![store::put_restored(&boot_id)])?.wait()?;
         }
 
-        let agent = AgentConfig {
-            node: config.node_config()?,
-            pod_cidrs: config.pod_cidrs.clone(),
-            attach: datapath.mode(),
-            slots: config.slots,
-            state_dir: config.state_dir.clone(),
-            run_dir: config.run_dir.clone(),
-            bpffs: config.bpffs.clone(),
-        };
+        let agent = config.described(datapath.mode())?;
         let routes = Arc::new(KernelRoutes { config: config.clone(), routers });
         let kernel = Kernel { datapath, links, routes };
         let node = Node::new(config, chooser, ipam, endpoints, kernel)?;
         let node = node.with_blocks(blocks).giving_up(given_up);
+        let before =
+            if is_new { node::policy::Before::Unknown } else { node::policy::Before::OnRecord };
+        let (node, more) = node.with_policies(policies, identities, before)?;
+        repairs.extend(more);
         repairs.extend(node.fill_blocks()?);
         report(node.count(), &repairs);
         let listener = bind(&socket)?;
-        let shared = Arc::new(Shared { node, config: agent, repairs });
+        let settings = Mutex::new(settings);
+        let shared = Arc::new(Shared { node, config: agent, flows, settings, repairs });
         Ok(Self { shared, listener, socket, gone })
     }
 
@@ -189,6 +203,7 @@ impl Agent {
         let listener = UnixListener::from_std(self.listener).map_err(failed("listen on"))?;
         let expiry = tokio::spawn(expire(self.shared.clone()));
         let ticking = tokio::spawn(tick(self.shared.clone()));
+        let collecting = tokio::spawn(collect(self.shared.clone()));
         let attaching = tokio::spawn(attach(self.shared.clone()));
         let watcher = tokio::spawn(watch::follow(self.shared.clone()));
         let teller = tokio::spawn(watch::tell(self.gone));
@@ -196,6 +211,7 @@ impl Agent {
         server::serve(listener, self.shared, stop).await;
         expiry.abort();
         ticking.abort();
+        collecting.abort();
         attaching.abort();
         watcher.abort();
         teller.abort();
@@ -210,8 +226,37 @@ impl Agent {
 
 impl Shared {
     #[cfg(test)]
-    pub(crate) fn new(node: Node, config: AgentConfig) -> Self {
-        Self { node, config, repairs: Vec::new() }
+    pub(crate) fn new(
+        node: Node,
+        config: AgentConfig,
+        flows: Collector,
+        settings: Settings,
+    ) -> Self {
+        Self { node, config, flows, settings: Mutex::new(settings), repairs: Vec::new() }
+    }
+
+    /// What the agent runs with.
+    pub(crate) fn config(&self) -> AgentConfig {
+        AgentConfig { settings: self.settings().describe(), ..self.config.clone() }
+    }
+
+    /// Changes settings, on disk first.
+    pub(crate) fn change_config(&self, change: &ConfigChange) -> Result<AgentConfig, Error> {
+        {
+            let mut settings = self.settings();
+            let (changed, kept) = settings.changed(change)?;
+            if !kept.is_empty() {
+                self.node.keep(kept)?;
+            }
+            self.flows.set_timeouts(changed.timeouts());
+            *settings = changed;
+        }
+        tracing::info!(set = ?change.set, unset = ?change.unset, "settings changed");
+        Ok(self.config())
+    }
+
+    fn settings(&self) -> MutexGuard<'_, Settings> {
+        self.settings.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Removes what is of no valid attachment of a network. Notes of DELs that met no agent, should
@@ -234,21 +279,31 @@ impl Shared {
     pub(crate) fn status(&self) -> Result<Status, Error> {
         let AgentConfig { node, attach, slots, .. } = &self.config;
         let prefixes = self.node.prefixes()?;
+        let endpoints = self.node.count() as u64;
+        let maps = self.flows.maps(endpoints).map_err(of_maps)?;
+        let mut problems = diagnose(&Facts {
+            source: self.node.source_problems(),
+            blocks: self.node.block_troubles(),
+            ..Facts::gather(node.router, &prefixes, self.node.count_by_link())
+        });
+        problems.extend(self.flows.problem());
         Ok(Status {
             node: node.name.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             uptime: self.node.uptime().as_secs(),
-            endpoints: self.node.count() as u64,
+            endpoints,
             slots: *slots,
             pools: self.node.pools()?,
             default_pools: self.node.default_pools().to_vec(),
             attach: *attach,
-            problems: diagnose(&Facts {
-                source: self.node.source_problems(),
-                blocks: self.node.block_troubles(),
-                ..Facts::gather(node.router, &prefixes, self.node.count_by_link())
-            }),
+            flows: self.flows.usage().map_err(of_maps)?,
+            memory: MemoryUsage {
+                agent: resident_bytes(),
+                maps_total: maps.iter().map(|map| map.bytes).sum(),
+                maps,
+            },
+            problems,
             repairs: self.repairs.clone(),
         })
     }
@@ -259,6 +314,11 @@ impl Shared {
             pools: self.node.pools()?,
             endpoints: self.node.count() as u64,
             counts: self.node.counts(),
+            flows: self.flows.usage().map_err(of_maps)?,
+            events: self.flows.events().map_err(of_maps)?,
+            totals: self.flows.totals(),
+            maps: self.flows.maps(self.node.count() as u64).map_err(of_maps)?,
+            resident: resident_bytes(),
         };
         metrics::text(measured).map_err(|error| Error::Invalid(error.to_string()))
     }
@@ -271,6 +331,7 @@ async fn expire(shared: Arc<Shared>) {
         let look = move || {
             working.node.expire()?;
             working.node.reclaim()?;
+            working.node.tidy()?;
             working.node.retire()
         };
         match tokio::task::spawn_blocking(look).await {
@@ -288,6 +349,29 @@ async fn tick(shared: Arc<Shared>) {
         if let Err(error) = tokio::task::spawn_blocking(move || working.node.tick_blocks(&[])).await
         {
             tracing::error!(%error, "claiming and giving back blocks");
+        }
+    }
+}
+
+/// Keeps the flows' clock, and forgets flows that are over. A second that was missed stays so: nobody
+/// saw the packets of it.
+async fn collect(shared: Arc<Shared>) {
+    let mut clock = tokio::time::interval(TICK);
+    clock.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    let mut failed = false;
+    loop {
+        clock.tick().await;
+        let working = shared.clone();
+        let outcome = tokio::task::spawn_blocking(move || working.flows.second()).await;
+        match outcome {
+            Ok(Ok(())) => failed = false,
+            // Once, and not every second.
+            Ok(Err(_)) if failed => {}
+            Ok(Err(error)) => {
+                failed = true;
+                tracing::warn!(error = chain(&*error), "collecting flows");
+            }
+            Err(error) => tracing::error!(%error, "collecting flows"),
         }
     }
 }
@@ -339,7 +423,27 @@ fn datapath_options(config: &Config) -> Options {
         AttachChoice::Tcx => Attach::Tcx,
         AttachChoice::Tc => Attach::Clsact,
     };
-    Options { slots: config.slots, flows: config.flows, attach, ..Options::new(&config.bpffs) }
+    Options {
+        slots: config.slots,
+        flows: config.flows,
+        policy_rows: config.policy_rows,
+        policy_rules: config.policy_rules,
+        pending: config.pending_flows,
+        attach,
+        ..Options::new(&config.bpffs)
+    }
+}
+
+fn of_maps(source: crate::error::Source) -> Error {
+    Error::Datapath { operation: "read", object: "the maps".into(), source }
+}
+
+/// Of this process; 0 if it cannot be told.
+fn resident_bytes() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kilobytes = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    kilobytes.unwrap_or_default() * 1024
 }
 
 fn boot_id() -> Result<String, Error> {

@@ -43,6 +43,16 @@ pub fn parse_cluster_pool(text: &str) -> Result<ClusterPool, String> {
     Ok(pool)
 }
 
+/// The pool as `--cluster-pool` says it.
+pub(crate) fn option(pool: &ClusterPool) -> String {
+    let part = |cidr: &IpNetwork| {
+        let length = if cidr.is_ipv4() { pool.block_v4 } else { pool.block_v6 };
+        format!("{cidr}@{length}")
+    };
+    let parts: Vec<_> = pool.cidrs.iter().map(part).collect();
+    format!("{}={}", pool.name, parts.join(","))
+}
+
 /// Whether these can be the pools of a node with these prefixes of its own and these gateways.
 pub(crate) fn check(
     pools: &[ClusterPool],
@@ -89,6 +99,12 @@ pub(crate) fn overlap(one: IpNetwork, other: IpNetwork) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pool_is_told_as_it_was_said() {
+        let said = "blue=10.64.0.0/12@26,fd64::/48@80";
+        assert_eq!(option(&parse_cluster_pool(said).unwrap()), said);
+    }
 
     #[test]
     fn a_pool_is_read() {

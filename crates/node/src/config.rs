@@ -1,11 +1,14 @@
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 use podwire_api::{
-    DEFAULT_BPFFS, DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, NodeConfig, NodeName, Router,
+    AgentConfig, AttachMode, DEFAULT_BPFFS, DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, NodeConfig,
+    NodeName, Router,
 };
+use podwire_datapath::{Timeout, Timeouts, abi::Verdict};
 use podwire_ipam::blocks::ClusterPool;
 
 use crate::{Error, choice, cluster_pool};
@@ -42,8 +45,18 @@ pub struct Config {
     pub attach: AttachChoice,
     /// How many endpoints there is room for.
     pub slots: u32,
-    /// How many flows the datapath remembers.
+    /// How many directions of confirmed flows the datapath remembers: two a flow.
     pub flows: u32,
+    /// How many identities and prefixes the policies of all endpoints have room for, each once for every
+    /// policy that speaks of it, and while a policy is replaced for both.
+    pub policy_rows: u32,
+    /// How many ranges of ports they have room for; equal ones share it.
+    pub policy_rules: u32,
+    /// How many flows it remembers that only one side has spoken in, or that have ended.
+    pub pending_flows: u32,
+    /// Seconds that flows may be idle, where that is not the default. What was set while an agent ran
+    /// counts more.
+    pub timeouts: BTreeMap<Timeout, u32>,
     /// How long a lease waits for its endpoint.
     pub pending_ttl: Duration,
     /// How long a released address rests.
@@ -80,7 +93,11 @@ impl Config {
             bpffs: DEFAULT_BPFFS.into(),
             attach: AttachChoice::Auto,
             slots: 4096,
-            flows: 65_536,
+            flows: 1 << 18,
+            pending_flows: 1 << 16,
+            timeouts: BTreeMap::new(),
+            policy_rows: 65_536,
+            policy_rules: 65_536,
             pending_ttl: Duration::from_secs(300),
             cooldown: Duration::from_secs(60),
         }
@@ -138,6 +155,27 @@ impl Config {
         })
     }
 
+    /// What `GET /v1/config` says, but for settings.
+    pub(crate) fn described(&self, attach: AttachMode) -> Result<AgentConfig, Error> {
+        Ok(AgentConfig {
+            node: self.node_config()?,
+            pod_cidrs: self.pod_cidrs.clone(),
+            default_pools: self.default_pools.clone(),
+            cluster_pools: self.cluster_pools.iter().map(cluster_pool::option).collect(),
+            cooldown: self.cooldown.as_secs(),
+            pending_ttl: self.pending_ttl.as_secs(),
+            manifests: self.manifests.clone(),
+            attach,
+            slots: self.slots,
+            flows: self.flows,
+            pending_flows: self.pending_flows,
+            state_dir: self.state_dir.clone(),
+            run_dir: self.run_dir.clone(),
+            bpffs: self.bpffs.clone(),
+            settings: BTreeMap::new(),
+        })
+    }
+
     pub(crate) fn interface_mtu(&self) -> u32 {
         self.mtu.unwrap_or(1500)
     }
@@ -181,11 +219,19 @@ impl Config {
             let why = format!("{route_mtu} is more than the interfaces' {mtu}");
             return wrong("--route-mtu", why);
         }
-        if !(1..=65_536).contains(&self.slots) {
-            return wrong("--slots", format!("{} is not between 1 and 65536", self.slots));
+        if !(1..=Verdict::SLOTS).contains(&self.slots) {
+            let why = format!("{} is not between 1 and {}", self.slots, Verdict::SLOTS);
+            return wrong("--slots", why);
         }
-        if !(1024..=4_194_304).contains(&self.flows) {
-            return wrong("--flows", format!("{} is not between 1024 and 4194304", self.flows));
+        for (option, size) in [("--flows", self.flows), ("--pending-flows", self.pending_flows)] {
+            if !(1024..=4_194_304).contains(&size) {
+                return wrong(option, format!("{size} is not between 1024 and 4194304"));
+            }
+        }
+        for (&timeout, &seconds) in &self.timeouts {
+            if let Err(error) = Timeouts::default().set(timeout, seconds) {
+                return wrong("--timeout", error.to_string());
+            }
         }
         if let Err(why) = choice::check_pools(&self.default_pools) {
             return wrong("--default-pool", why);
@@ -283,7 +329,10 @@ mod tests {
         assert_eq!(refused(|c| c.mtu = Some(65_536)), "--mtu");
         assert_eq!(refused(|c| c.route_mtu = Some(1501)), "--route-mtu");
         assert_eq!(refused(|c| c.slots = 0), "--slots");
+        assert_eq!(refused(|c| c.slots = 16_385), "--slots");
         assert_eq!(refused(|c| c.flows = 0), "--flows");
+        assert_eq!(refused(|c| c.pending_flows = 1), "--pending-flows");
+        assert_eq!(refused(|c| c.timeouts = [(Timeout::Icmp, 0)].into()), "--timeout");
         assert_eq!(refused(|c| c.default_pools.clear()), "--default-pool");
         assert_eq!(refused(|c| c.default_pools.push("Blue".into())), "--default-pool");
         let overlapping = |c: &mut Config| {

@@ -286,10 +286,16 @@ impl Error {
             Self::Conflict(_) => ErrorCode::Conflict,
             Self::LinkRefused { .. } | Self::Denied(_) => ErrorCode::Denied,
             Self::NoEndpoint(_) => ErrorCode::NotFound,
+            Self::Datapath { source, .. } if is_full(&**source) => ErrorCode::Exhausted,
             _ => ErrorCode::Internal,
         };
         ErrorBody { code, message: chain(self), hint: self.hint() }
     }
+}
+
+/// Whether the datapath has no room for what was to be written.
+fn is_full(source: &(dyn StdError + Send + Sync + 'static)) -> bool {
+    source.downcast_ref::<podwire_datapath::Error>().is_some_and(podwire_datapath::Error::is_full)
 }
 
 /// An error with all its reasons, in one line.

@@ -3,6 +3,7 @@ use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
+use ipnetwork::IpNetwork;
 use podwire_api::{AttachMode, Delivery, Difference, Disciplines, Interface, Mac};
 use podwire_datapath::{self as datapath, Attached, By};
 use podwire_ipam::Addresses;
@@ -16,7 +17,7 @@ use podwire_netns::{
 };
 
 use crate::error::{Source, chain};
-use crate::seam::{Datapath, Link, Links, Pin, Row, Survey};
+use crate::seam::{Datapath, Flows, Link, Links, Pin, Row, Survey, Terms};
 use crate::worker::Worker;
 
 /// The programs and maps of this node.
@@ -32,7 +33,13 @@ impl Datapath for KernelDatapath {
         }
     }
 
-    fn add(&self, link: &str, row: &Row, disciplines: Disciplines) -> Result<u32, Source> {
+    fn add(
+        &self,
+        link: &str,
+        row: &Row,
+        disciplines: Disciplines,
+        terms: &Terms,
+    ) -> Result<u32, Source> {
         let by = match (self.mode(), disciplines, row.interface) {
             // An adopted link's disciplines are its owner's.
             (AttachMode::Tcx | AttachMode::Mixed, _, Interface::Adopted) => By::Link,
@@ -59,7 +66,8 @@ impl Datapath for KernelDatapath {
             },
             by,
         };
-        Ok(self.0.add_endpoint(&endpoint)?)
+        let terms = datapath::Terms { identity: terms.identity, policy: terms.policy.as_ref() };
+        Ok(self.0.add_endpoint_with(&endpoint, terms)?)
     }
 
     fn withdraw(&self, ifindex: u32) -> Result<(), Source> {
@@ -78,6 +86,41 @@ impl Datapath for KernelDatapath {
 
     fn set_mac(&self, ifindex: u32, mac: Mac) -> Result<(), Source> {
         Ok(self.0.set_mac(ifindex, mac.0)?)
+    }
+
+    fn set_terms(&self, ifindex: u32, terms: &Terms) -> Result<(), Source> {
+        self.0.set_identity(ifindex, terms.identity)?;
+        if let Some(policy) = &terms.policy {
+            self.0.set_policy(ifindex, policy)?;
+        }
+        Ok(())
+    }
+
+    fn identity_of(&self, ifindex: u32) -> Result<Option<u32>, Source> {
+        let rows = self.0.tables().endpoints()?;
+        Ok(rows.into_iter().find(|row| row.ifindex == ifindex).map(|row| row.identity))
+    }
+
+    fn set_identities(&self, entries: &[(IpNetwork, u32)]) -> Result<(), Source> {
+        Ok(self.0.set_identities(entries)?)
+    }
+
+    fn forget_identities(&self, prefixes: &[IpNetwork]) -> Result<(), Source> {
+        for prefix in prefixes {
+            self.0.forget_identity(*prefix)?;
+        }
+        Ok(())
+    }
+
+    fn identities(&self) -> Result<Vec<(IpNetwork, u32)>, Source> {
+        let rows = self.0.tables().ipcache()?.into_iter();
+        let told = rows.filter(|row| row.slot.is_none() && !row.is_derived);
+        let foreign = told.filter(|row| row.identity != datapath::abi::identity::HOST);
+        Ok(foreign.map(|row| (row.prefix, row.identity)).collect())
+    }
+
+    fn tidy(&self) -> Result<(), Source> {
+        Ok(self.0.tidy()?)
     }
 
     fn refresh(&self, link: &str, ifindex: u32) -> Result<(), Source> {
@@ -162,6 +205,28 @@ impl Datapath for KernelDatapath {
 
     fn settle(&self) -> Result<(), Source> {
         Ok(datapath::grace_period()?)
+    }
+}
+
+impl Flows for KernelDatapath {
+    fn tick(&self, seconds: u32) -> Result<(), Source> {
+        Ok(self.0.tick(seconds)?)
+    }
+
+    fn sweep(&self, timeouts: &datapath::Timeouts) -> Result<datapath::Sweep, Source> {
+        Ok(self.0.tables().sweep(timeouts)?)
+    }
+
+    fn events(&self) -> Result<Vec<(datapath::FlowEvent, u64)>, Source> {
+        Ok(self.0.tables().flow_events()?)
+    }
+
+    fn capacities(&self) -> (u32, u32) {
+        self.0.tables().flow_capacities()
+    }
+
+    fn maps(&self) -> Result<Vec<datapath::MapRow>, Source> {
+        Ok(self.0.tables().map_rows()?)
     }
 }
 

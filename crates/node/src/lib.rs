@@ -8,6 +8,7 @@ mod cleanup;
 mod cluster_pool;
 mod config;
 mod error;
+mod flows;
 mod folder;
 mod kernel;
 #[cfg(test)]
@@ -23,6 +24,7 @@ mod restore;
 mod router;
 mod seam;
 mod server;
+mod settings;
 mod store;
 mod turns;
 mod watch;
@@ -33,6 +35,7 @@ pub use cleanup::{Leftover, LeftoverKind, Places, leftovers};
 pub use cluster_pool::parse_cluster_pool;
 pub use config::{AttachChoice, Config};
 pub use error::Error;
+pub use podwire_datapath::Timeout;
 pub use podwire_ipam::blocks::ClusterPool;
 
 /// What fuzz targets reach beyond the public functions. No part of the API.

@@ -2,12 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Mutex;
+use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 use podwire_api::{AttachMode, Delivery, Difference, Disciplines, Mac};
+use podwire_datapath::{FlowEvent, MapRow, Sweep, Timeout, Timeouts, map};
 
 use crate::error::Source;
-use crate::seam::{Datapath, Link, Links, Pin, Routes, Row, Survey};
+use crate::seam::{Datapath, Flows, Link, Links, Pin, Routes, Row, Survey, Terms};
 
 #[derive(Debug, Default)]
 pub(crate) struct MemoryDatapath {
@@ -20,12 +22,18 @@ struct State {
     attached: BTreeMap<String, u32>,
     settled: BTreeSet<String>,
     failing: BTreeSet<String>,
+    terms: BTreeMap<u32, Terms>,
+    identities: BTreeMap<IpNetwork, u32>,
 }
 
 impl MemoryDatapath {
     /// Makes the next call of that name fail.
     pub(crate) fn fail_next(&self, call: &str) {
         self.state.lock().unwrap().failing.insert(call.into());
+    }
+
+    pub(crate) fn terms(&self, ifindex: u32) -> Option<Terms> {
+        self.state.lock().unwrap().terms.get(&ifindex).cloned()
     }
 
     pub(crate) fn attached(&self) -> Vec<String> {
@@ -61,8 +69,9 @@ impl Datapath for MemoryDatapath {
         AttachMode::Tcx
     }
 
-    fn add(&self, link: &str, row: &Row, _: Disciplines) -> Result<u32, Source> {
+    fn add(&self, link: &str, row: &Row, _: Disciplines, terms: &Terms) -> Result<u32, Source> {
         self.call("add", |state| {
+            state.terms.insert(row.ifindex, terms.clone());
             let same = state.rows.iter().find(|(_, old)| old.ifindex == row.ifindex);
             let free = || (0..).find(|slot| !state.rows.contains_key(slot));
             let slot = same.map(|(slot, _)| *slot).or_else(free).unwrap();
@@ -73,12 +82,44 @@ impl Datapath for MemoryDatapath {
     }
 
     fn withdraw(&self, ifindex: u32) -> Result<(), Source> {
-        self.call("withdraw", |state| state.rows.retain(|_, row| row.ifindex != ifindex))
+        self.call("withdraw", |state| {
+            state.rows.retain(|_, row| row.ifindex != ifindex);
+            state.terms.remove(&ifindex);
+        })
+    }
+
+    fn set_terms(&self, ifindex: u32, terms: &Terms) -> Result<(), Source> {
+        self.call("set_terms", |state| {
+            state.terms.insert(ifindex, terms.clone());
+        })
+    }
+
+    fn identity_of(&self, ifindex: u32) -> Result<Option<u32>, Source> {
+        self.call("identity_of", |state| state.terms.get(&ifindex).map(|terms| terms.identity))
+    }
+
+    fn set_identities(&self, entries: &[(IpNetwork, u32)]) -> Result<(), Source> {
+        self.call("set_identities", |state| state.identities.extend(entries.iter().copied()))
+    }
+
+    fn forget_identities(&self, prefixes: &[IpNetwork]) -> Result<(), Source> {
+        self.call("forget_identities", |state| {
+            state.identities.retain(|prefix, _| !prefixes.contains(prefix));
+        })
+    }
+
+    fn identities(&self) -> Result<Vec<(IpNetwork, u32)>, Source> {
+        self.call("identities", |state| state.identities.clone().into_iter().collect())
+    }
+
+    fn tidy(&self) -> Result<(), Source> {
+        Ok(())
     }
 
     fn remove(&self, link: &str, ifindex: u32) -> Result<(), Source> {
         self.call("remove", |state| {
             state.rows.retain(|_, row| row.ifindex != ifindex);
+            state.terms.remove(&ifindex);
             state.attached.remove(link);
             state.settled.remove(link);
         })
@@ -147,6 +188,68 @@ impl Datapath for MemoryDatapath {
 
     fn settle(&self) -> Result<(), Source> {
         self.call("settle", |_| ())
+    }
+}
+
+/// Tables of flows with room for a hundred entries, that have what a test says they have.
+#[derive(Debug, Default)]
+pub(crate) struct MemoryFlows {
+    state: Mutex<FlowsState>,
+}
+
+#[derive(Debug, Default)]
+struct FlowsState {
+    seconds: u32,
+    left: u32,
+    events: Vec<(FlowEvent, u64)>,
+    sweeps: Vec<Timeouts>,
+}
+
+impl MemoryFlows {
+    /// What sweeps find and leave from now on.
+    pub(crate) fn leave(&self, entries: u32) {
+        self.state.lock().unwrap().left = entries;
+    }
+
+    pub(crate) fn count(&self, event: FlowEvent, count: u64) {
+        self.state.lock().unwrap().events.push((event, count));
+    }
+
+    pub(crate) fn seconds(&self) -> u32 {
+        self.state.lock().unwrap().seconds
+    }
+
+    /// The timeouts of every sweep.
+    pub(crate) fn sweeps(&self) -> Vec<Timeouts> {
+        self.state.lock().unwrap().sweeps.clone()
+    }
+}
+
+impl Flows for MemoryFlows {
+    fn tick(&self, seconds: u32) -> Result<(), Source> {
+        self.state.lock().unwrap().seconds += seconds;
+        Ok(())
+    }
+
+    fn sweep(&self, timeouts: &Timeouts) -> Result<Sweep, Source> {
+        let mut state = self.state.lock().unwrap();
+        state.sweeps.push(*timeouts);
+        let mut expired = [0; Timeout::COUNT];
+        expired[Timeout::Icmp as usize] = 1;
+        let took = Duration::from_millis(1);
+        Ok(Sweep { flows: state.left, pending: 0, expired, orphaned: 0, took })
+    }
+
+    fn events(&self) -> Result<Vec<(FlowEvent, u64)>, Source> {
+        Ok(self.state.lock().unwrap().events.clone())
+    }
+
+    fn capacities(&self) -> (u32, u32) {
+        (100, 100)
+    }
+
+    fn maps(&self) -> Result<Vec<MapRow>, Source> {
+        Ok(vec![MapRow { name: map::FLOWS, capacity: 100, bytes: 8192 }])
     }
 }
 

@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-use podwire_api::Pool;
+use podwire_api::{FlowUsage, MapUsage, Pool};
+use podwire_datapath::{FlowEvent, Timeout};
 use podwire_ipam::durable::Counts;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder};
@@ -11,12 +12,19 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::flows::Totals;
+
 /// What the metrics are made of, at one moment.
 #[derive(Debug)]
 pub(crate) struct Measured {
     pub(crate) pools: Vec<Pool>,
     pub(crate) endpoints: u64,
     pub(crate) counts: Counts,
+    pub(crate) flows: FlowUsage,
+    pub(crate) events: Vec<(FlowEvent, u64)>,
+    pub(crate) totals: Totals,
+    pub(crate) maps: Vec<MapUsage>,
+    pub(crate) resident: u64,
 }
 
 /// The metrics in the text format that Prometheus servers read.
@@ -67,7 +75,72 @@ impl Collector for Measured {
             None::<&Unit>,
             MetricType::Gauge,
         )?;
-        ConstGauge::new(whole(self.endpoints)).encode(endpoints)
+        ConstGauge::new(whole(self.endpoints)).encode(endpoints)?;
+        self.encode_flows(&mut encoder)?;
+        self.encode_memory(&mut encoder)
+    }
+}
+
+impl Measured {
+    fn encode_flows(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let FlowUsage { confirmed, capacity, pending, pending_capacity, pressure } = self.flows;
+        for (name, help, counts) in [
+            ("flow_entries", "Entries of the tables of flows", [confirmed, pending]),
+            ("flow_capacity", "Entries that there is room for", [capacity, pending_capacity]),
+        ] {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            for (table, count) in ["confirmed", "pending"].into_iter().zip(counts) {
+                gauge(&mut family, &[("table", table)], count)?;
+            }
+        }
+        let help = "Whether idle flows are forgotten sooner, since the table is filling up";
+        let pressed = encoder.encode_descriptor("flow_pressure", help, None, MetricType::Gauge)?;
+        ConstGauge::new(i64::from(pressure)).encode(pressed)?;
+
+        let help = "What happened to flows, as the programs count it";
+        let mut events =
+            encoder.encode_descriptor("flow_events", help, None, MetricType::Counter)?;
+        for (event, count) in &self.events {
+            let labels = [("event", event.name())];
+            ConstCounter::new(*count).encode(events.encode_family(&labels)?)?;
+        }
+        let help = "Conversations that were idle for too long";
+        let mut expired =
+            encoder.encode_descriptor("flows_expired", help, None, MetricType::Counter)?;
+        for (timeout, count) in Timeout::ALL.into_iter().zip(self.totals.expired) {
+            let (protocol, state) =
+                timeout.name().split_once('-').unwrap_or((timeout.name(), "any"));
+            let labels = [("protocol", protocol), ("state", state)];
+            ConstCounter::new(count).encode(expired.encode_family(&labels)?)?;
+        }
+        let Totals { sweeps, sweep_seconds, orphaned, .. } = self.totals;
+        for (name, help, count) in [
+            ("flows_orphaned", "Entries of endpoints that were no more", orphaned),
+            ("flow_sweeps", "How often the tables of flows were read for what is over", sweeps),
+        ] {
+            let counter = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            ConstCounter::new(count).encode(counter)?;
+        }
+        let help = "How long that took";
+        let seconds = encoder.encode_descriptor(
+            "flow_sweep",
+            help,
+            Some(&Unit::Seconds),
+            MetricType::Counter,
+        )?;
+        ConstCounter::new(sweep_seconds).encode(seconds)
+    }
+
+    fn encode_memory(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let help = "Kernel memory of the maps";
+        let unit = Some(&Unit::Bytes);
+        let mut maps = encoder.encode_descriptor("map_memory", help, unit, MetricType::Gauge)?;
+        for map in &self.maps {
+            gauge(&mut maps, &[("map", &map.name)], map.bytes)?;
+        }
+        let help = "Resident memory of the agent";
+        let own = encoder.encode_descriptor("agent_memory", help, unit, MetricType::Gauge)?;
+        ConstGauge::new(whole(self.resident)).encode(own)
     }
 }
 
@@ -167,7 +240,19 @@ mod tests {
             exhausted_v4: 7,
             exhausted_v6: 0,
         };
-        let measured = Measured { pools: vec![pool], endpoints: 9, counts: Counts::default() };
+        let mut totals = Totals { sweeps: 3, sweep_seconds: 0.25, ..Totals::default() };
+        totals.expired[Timeout::TcpEstablished as usize] = 4;
+        let map = MapUsage { name: "FLOWS".into(), entries: None, capacity: 1, bytes: 4096 };
+        let measured = Measured {
+            pools: vec![pool],
+            endpoints: 9,
+            counts: Counts::default(),
+            flows: FlowUsage { confirmed: 6, pressure: true, ..FlowUsage::default() },
+            events: vec![(FlowEvent::TableFull, 2)],
+            totals,
+            maps: vec![map],
+            resident: 8192,
+        };
         let text = text(measured).unwrap();
         for line in [
             "# TYPE podwire_ipam_addresses gauge",
@@ -178,6 +263,14 @@ mod tests {
             r#"podwire_ipam_exhausted_total{pool="blue",family="ipv4"} 7"#,
             "podwire_store_commits_total 0",
             "podwire_endpoints 9",
+            r#"podwire_flow_entries{table="confirmed"} 6"#,
+            "podwire_flow_pressure 1",
+            r#"podwire_flow_events_total{event="table-full"} 2"#,
+            r#"podwire_flows_expired_total{protocol="tcp",state="established"} 4"#,
+            r#"podwire_flows_expired_total{protocol="icmp",state="any"} 0"#,
+            "podwire_flow_sweep_seconds_total 0.25",
+            r#"podwire_map_memory_bytes{map="FLOWS"} 4096"#,
+            "podwire_agent_memory_bytes 8192",
             "# EOF",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");

@@ -2,6 +2,7 @@ mod blocks;
 mod check;
 mod collect;
 mod follow;
+pub(crate) mod policy;
 pub(crate) mod pools;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -13,7 +14,8 @@ use ipnetwork::IpNetwork;
 use nix::time::{ClockId, clock_gettime};
 use podwire_api::{
     AttachMode, Delivery, Endpoint, EndpointId, EndpointRequest, Interface, Lease, LeaseReply,
-    LeaseRequest, LeaseState, Mark, NodeConfig, OtherFamilies, PodRef, Removed,
+    LeaseRequest, LeaseState, Mark, NodeConfig, OtherFamilies, PodRef, Policy, Removed,
+    UNMANAGED_IDENTITY,
 };
 use podwire_ipam::durable::{Begun, Change, Counts};
 use podwire_ipam::{Addresses, Allocator, Family, Owner, Request, Time};
@@ -68,6 +70,10 @@ pub(crate) struct Node {
     /// Prefixes of former options, which are to go when nothing of them is held.
     given_up: Mutex<Vec<IpNetwork>>,
     blocks: Option<Blocks>,
+    /// What endpoints may send and receive, of those that somebody said it of.
+    policies: Mutex<BTreeMap<EndpointId, Policy>>,
+    /// Who was said to be behind prefixes. Held while that changes.
+    identities: Mutex<BTreeMap<IpNetwork, u32>>,
     /// A grace period costs the same for one endpoint as for all that wait.
     settle: Worker<(), Result<(), Arc<Source>>>,
 }
@@ -119,6 +125,8 @@ impl Node {
             default_pools: config.default_pools.clone(),
             given_up: Mutex::default(),
             blocks: None,
+            policies: Mutex::default(),
+            identities: Mutex::default(),
             settle,
         })
     }
@@ -225,6 +233,7 @@ impl Node {
     ) -> Result<Endpoint, Error> {
         let link = self.links.find(&request.host_link).map_err(look_up(&request.host_link))?;
         check_link(&self.config, id, request, link.as_ref())?;
+        let mut identity = UNMANAGED_IDENTITY;
         if let Some(present) = self.endpoint(id) {
             if is_same(&present, request, addresses) {
                 return Ok(present);
@@ -233,6 +242,7 @@ impl Node {
                 let message = format!("endpoint {id} exists with other addresses or MACs");
                 return Err(Error::Conflict(message));
             }
+            identity = present.identity;
             // The link that it was made for is gone, since this one has its name.
             self.forget(&present, Fate::Replaced)?;
             if Addresses::from_list(&present.addresses)? != addresses {
@@ -250,7 +260,7 @@ impl Node {
             },
             interface: request.interface,
         };
-        let endpoint = self.build(id, request, &row)?;
+        let endpoint = self.build(id, request, &row, identity)?;
         self.endpoints().insert(id.clone(), endpoint.clone());
         if self.datapath.mode() == AttachMode::Tcx {
             self.provisional().insert(id.clone());
@@ -293,6 +303,12 @@ impl Node {
     }
 
     /// How much was written to disk.
+    /// Records what has nothing to do with endpoints and leases.
+    pub(crate) fn keep(&self, changes: Vec<Change>) -> Result<(), Error> {
+        self.ipam.begin(changes)?.wait()?;
+        Ok(())
+    }
+
     pub(crate) fn counts(&self) -> Counts {
         self.ipam.counts()
     }
@@ -344,6 +360,7 @@ impl Node {
         id: &EndpointId,
         request: &EndpointRequest,
         row: &Row,
+        identity: u32,
     ) -> Result<Endpoint, Error> {
         let mut endpoint = Endpoint {
             id: id.clone(),
@@ -359,14 +376,18 @@ impl Node {
             network: request.network.clone(),
             pod: request.pod.clone(),
             interface: request.interface,
+            identity,
         };
+        let terms = policy::terms(&endpoint, self.policies().get(id))?;
         let record = vec![store::put(&endpoint)?];
         let recording = match request.interface {
             Interface::Adopted => self.hold(id, row.addresses, record)?,
             _ => self.claim(id, row.addresses, record)?,
         };
-        let added =
-            self.datapath.add(&request.host_link, row, request.disciplines).map_err(map(id));
+        let added = self
+            .datapath
+            .add(&request.host_link, row, request.disciplines, &terms)
+            .map_err(map(id));
         let slot = match (added, recording.wait()) {
             (Ok(slot), Ok(())) => slot,
             // What stays behind below is found and removed when the agent starts next.
@@ -449,7 +470,10 @@ impl Node {
         let Endpoint { id, host_link, ifindex, .. } = endpoint;
         self.provisional().remove(id);
         // If we are killed now, the next start finds a marked link without a record, and deletes it.
-        let forgotten = vec![store::remove(id)];
+        let mut forgotten = vec![store::remove(id)];
+        if fate == Fate::Deleted {
+            forgotten.push(store::remove_policy(id));
+        }
         let forgetting = match fate {
             Fate::Deleted => self.ipam.begin_withdraw(&owner(id), forgotten)?,
             Fate::Replaced => self.ipam.begin(forgotten)?,
@@ -472,6 +496,8 @@ impl Node {
         // The successor has the same owner, and mostly the same addresses.
         if fate == Fate::Deleted {
             self.asked().remove(id);
+            self.policies().remove(id);
+            self.tell_again(&endpoint.addresses);
             // The disk has it already, but for its cool-down.
             let _ = self.ipam.begin_release(&owner(id), now(), Vec::new())?;
         }

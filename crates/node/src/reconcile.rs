@@ -225,6 +225,7 @@ pub(crate) fn rebuild(node: &NodeName, observed: &Observed) -> Vec<Endpoint> {
             network: None,
             pod: None,
             interface: row.interface,
+            identity: podwire_api::UNMANAGED_IDENTITY,
         })
     });
     let mut all: Vec<Endpoint> = all.collect();
@@ -301,6 +302,7 @@ mod tests {
             network: None,
             pod: None,
             interface: Interface::Own,
+            identity: podwire_api::UNMANAGED_IDENTITY,
         }
     }
 

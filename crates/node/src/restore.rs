@@ -1,15 +1,17 @@
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-use podwire_api::{Disciplines, Endpoint, EndpointId, PodRef, Repair};
+use podwire_api::{Disciplines, Endpoint, EndpointId, PodRef, Policy, Repair};
 use podwire_ipam::{Addresses, LeaseState};
+use podwire_policy::Compiled;
 
 use crate::error::{Source, chain};
+use crate::node::policy::terms;
 use crate::node::{confirmed, now, owner};
 use crate::reconcile::{Observed, Plan, Step, is_unfinished, plan, rebuild};
-use crate::seam::{Datapath, Link, Links};
+use crate::seam::{Datapath, Link, Links, Terms};
 use crate::store::{self, Records};
 use crate::{Config, Error, notes};
 
@@ -29,6 +31,8 @@ pub(crate) struct Sides<'a> {
     pub(crate) ipam: &'a Records,
     pub(crate) datapath: &'a dyn Datapath,
     pub(crate) links: &'a dyn Links,
+    /// What endpoints may send and receive, of those that somebody said it of.
+    pub(crate) policies: &'a BTreeMap<EndpointId, Policy>,
 }
 
 /// Brings records, notes, kernel and leases together, before the first request is answered.
@@ -48,7 +52,13 @@ pub(crate) fn restore(
     let records = match records {
         Some(records) => records,
         None => {
-            rebuilt = rebuild(&config.node, &observed);
+            let mut all = rebuild(&config.node, &observed);
+            for endpoint in &mut all {
+                let identity = sides.datapath.identity_of(endpoint.ifindex);
+                let identity = identity.map_err(trouble("read", "the datapath's endpoints"))?;
+                endpoint.identity = identity.unwrap_or(endpoint.identity);
+            }
+            rebuilt = all;
             let changes = rebuilt.iter().map(store::put).collect::<Result<Vec<_>, _>>()?;
             sides.ipam.begin(changes)?.wait()?;
             observed = observe(&rebuilt, sides)?;
@@ -68,7 +78,15 @@ pub(crate) fn restore(
     for step in &steps {
         match act(step, &mut at_start, sides) {
             Ok(None) => {}
-            Ok(Some(endpoint)) => endpoints.push(endpoint),
+            Ok(Some(endpoint)) => {
+                // It is there for all that; what held before holds on.
+                if let Err(error) = set_terms(&endpoint, sides) {
+                    let (object, found) = (subject(step), chain(&error));
+                    tracing::error!(object, error = found, "restoring identity and policy");
+                    repairs.push(Repair { object, found, done: "failed".into() });
+                }
+                endpoints.push(endpoint);
+            }
             // Without its lease, somebody else would be granted the address of a pod that lives.
             Err(error @ Error::Records(_)) => return Err(error),
             Err(error) => {
@@ -137,7 +155,7 @@ fn observe(records: &[Endpoint], sides: &Sides<'_>) -> Result<Observed, Error> {
 }
 
 fn act(step: &Step, at_start: &mut usize, sides: &Sides<'_>) -> Result<Option<Endpoint>, Error> {
-    let Sides { ipam, datapath, links } = *sides;
+    let Sides { ipam, datapath, links, .. } = *sides;
     match step {
         Step::Remove { link, ifindex } => {
             datapath.remove(link, *ifindex).map_err(trouble("remove from the datapath", link))?;
@@ -152,7 +170,8 @@ fn act(step: &Step, at_start: &mut usize, sides: &Sides<'_>) -> Result<Option<En
             Ok(None)
         }
         Step::DropRecord { id } => {
-            ipam.begin_release(&owner(id), now(), vec![store::remove(id)])?.wait()?;
+            let forgotten = vec![store::remove(id), store::remove_policy(id)];
+            ipam.begin_release(&owner(id), now(), forgotten)?.wait()?;
             Ok(None)
         }
         Step::Keep { endpoint } => {
@@ -171,13 +190,26 @@ fn act(step: &Step, at_start: &mut usize, sides: &Sides<'_>) -> Result<Option<En
         Step::Write { endpoint, row } => {
             hold(ipam, endpoint)?;
             let slot = datapath
-                .add(&endpoint.host_link, row, Disciplines::Free)
+                .add(&endpoint.host_link, row, Disciplines::Free, &terms_or_none(endpoint, sides))
                 .map_err(trouble("write into the datapath", &endpoint.id))?;
             // What is attached may know other maps than the ones that were just written.
             refresh(datapath, endpoint)?;
             Ok(Some(Endpoint { slot, ..endpoint.clone() }))
         }
     }
+}
+
+fn set_terms(endpoint: &Endpoint, sides: &Sides<'_>) -> Result<(), Error> {
+    let terms = terms(endpoint, sides.policies.get(&endpoint.id))?;
+    let set = sides.datapath.set_terms(endpoint.ifindex, &terms);
+    set.map_err(trouble("write into the datapath", &endpoint.id))
+}
+
+/// An endpoint whose policy cannot be read, since another version wrote it, sends and receives nothing until
+/// it has a new one.
+fn terms_or_none(endpoint: &Endpoint, sides: &Sides<'_>) -> Terms {
+    terms(endpoint, sides.policies.get(&endpoint.id))
+        .unwrap_or_else(|_| Terms { identity: endpoint.identity, policy: Some(Compiled::closed()) })
 }
 
 fn refresh(datapath: &dyn Datapath, endpoint: &Endpoint) -> Result<(), Error> {
@@ -234,6 +266,7 @@ mod tests {
     struct Bench {
         config: Config,
         folder: tempfile::TempDir,
+        policies: BTreeMap<EndpointId, Policy>,
         datapath: MemoryDatapath,
         links: MemoryLinks,
     }
@@ -243,6 +276,7 @@ mod tests {
         Bench {
             config,
             folder: tempfile::tempdir().unwrap(),
+            policies: BTreeMap::new(),
             datapath: MemoryDatapath::default(),
             links: MemoryLinks::default(),
         }
@@ -263,6 +297,7 @@ mod tests {
             network: None,
             pod: None,
             interface: Interface::Own,
+            identity: podwire_api::UNMANAGED_IDENTITY,
         }
     }
 
@@ -288,7 +323,8 @@ mod tests {
                 delivery: Delivery::Peer,
                 interface: Interface::Own,
             };
-            self.datapath.add(&endpoint.host_link, &row, Disciplines::Free).unwrap();
+            let terms = terms(endpoint, None).unwrap();
+            self.datapath.add(&endpoint.host_link, &row, Disciplines::Free, &terms).unwrap();
         }
 
         fn open(&self) -> store::Opened {
@@ -311,7 +347,12 @@ mod tests {
             let notes = self.folder.path().join("pending-del");
             fs::create_dir_all(&notes).unwrap();
             crate::pools::arrange(ipam, &self.config, &store::PodCidrs::default()).unwrap();
-            let sides = Sides { ipam, datapath: &self.datapath, links: &self.links };
+            let sides = Sides {
+                ipam,
+                datapath: &self.datapath,
+                links: &self.links,
+                policies: &self.policies,
+            };
             restore(&self.config, &notes, records, &sides).unwrap()
         }
     }

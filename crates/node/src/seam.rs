@@ -6,7 +6,9 @@ use std::fmt::Debug;
 
 use ipnetwork::IpNetwork;
 use podwire_api::{AttachMode, Delivery, Difference, Disciplines, Interface, Mac};
+use podwire_datapath::{FlowEvent, MapRow, Sweep, Timeouts};
 use podwire_ipam::Addresses;
+use podwire_policy::Compiled;
 
 use crate::error::Source;
 
@@ -19,6 +21,14 @@ pub(crate) struct Row {
     pub(crate) addresses: Addresses,
     pub(crate) delivery: Delivery,
     pub(crate) interface: Interface,
+}
+
+/// Who an endpoint is to others, and what it may send and receive: what it may already, if nothing is said
+/// of that.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Terms {
+    pub(crate) identity: u32,
+    pub(crate) policy: Option<Compiled>,
 }
 
 /// A pin of a program's attachment, named as its host link.
@@ -36,7 +46,14 @@ pub(crate) trait Datapath: Debug + Send + Sync {
 
     /// Makes an endpoint known and attaches the programs to its host link, or changes the one that
     /// is known on that interface, and says in which slot. A failure leaves nothing behind.
-    fn add(&self, link: &str, row: &Row, disciplines: Disciplines) -> Result<u32, Source>;
+    /// Its terms hold from its first packet on.
+    fn add(
+        &self,
+        link: &str,
+        row: &Row,
+        disciplines: Disciplines,
+        terms: &Terms,
+    ) -> Result<u32, Source>;
 
     /// Forgets the endpoint of an interface. Its programs stay, and drop all they see. Packets on
     /// their way may still see it until the next [`settle`](Self::settle), or until the interface
@@ -52,6 +69,24 @@ pub(crate) trait Datapath: Debug + Send + Sync {
 
     /// Changes the MAC of an endpoint's interface in the container.
     fn set_mac(&self, ifindex: u32, mac: Mac) -> Result<(), Source>;
+
+    /// Puts the endpoint of an interface on its terms, effective for the very next packet.
+    fn set_terms(&self, ifindex: u32, terms: &Terms) -> Result<(), Source>;
+
+    /// Who the endpoint of an interface is to others.
+    fn identity_of(&self, ifindex: u32) -> Result<Option<u32>, Source>;
+
+    /// Says who is behind prefixes, effective for the very next packet.
+    fn set_identities(&self, entries: &[(IpNetwork, u32)]) -> Result<(), Source>;
+
+    /// Forgets who is behind prefixes. Nothing there is no error.
+    fn forget_identities(&self, prefixes: &[IpNetwork]) -> Result<(), Source>;
+
+    /// Who is said to be behind prefixes, but for the node's own addresses.
+    fn identities(&self) -> Result<Vec<(IpNetwork, u32)>, Source>;
+
+    /// Removes what no packet is judged by any more.
+    fn tidy(&self) -> Result<(), Source>;
 
     /// Puts today's programs in the place of those on a host link, without a gap, and attaches
     /// those that are missing, in the way that costs least.
@@ -76,6 +111,24 @@ pub(crate) trait Datapath: Debug + Send + Sync {
 
     /// Waits until no packet is on its way that may have seen rows removed before.
     fn settle(&self) -> Result<(), Source>;
+}
+
+/// The tables of flows.
+pub(crate) trait Flows: Debug + Send + Sync {
+    /// The flows' clock goes on by so many seconds.
+    fn tick(&self, seconds: u32) -> Result<(), Source>;
+
+    /// Removes what has been idle for too long, and what belongs to nobody.
+    fn sweep(&self, timeouts: &Timeouts) -> Result<Sweep, Source>;
+
+    /// What the programs have counted so far.
+    fn events(&self) -> Result<Vec<(FlowEvent, u64)>, Source>;
+
+    /// How many directions of confirmed flows there is room for, and how many others.
+    fn capacities(&self) -> (u32, u32);
+
+    /// Every map of the datapath, and what it takes.
+    fn maps(&self) -> Result<Vec<MapRow>, Source>;
 }
 
 /// A network interface of the agent's namespace.

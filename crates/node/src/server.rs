@@ -11,9 +11,11 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
+use ipnetwork::IpNetwork;
 use podwire_api::{
-    CheckRequest, CidrRequest, EndpointId, EndpointRequest, ErrorBody, ErrorCode, GcRequest,
-    LeaseRequest, MAX_BODY, PoolRequest, Removal, Reservation,
+    CheckRequest, CidrRequest, ConfigChange, EndpointId, EndpointRequest, ErrorBody, ErrorCode,
+    GcRequest, IdentityRequest, LeaseRequest, MAX_BODY, Policy, PoolRequest, PrefixIdentity,
+    Removal, Reservation,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -110,6 +112,12 @@ fn router(shared: Arc<Shared>) -> Router {
         .route("/v1/endpoints", get(endpoints))
         .route("/v1/endpoints/{container_id}/{ifname}", get(endpoint).put(create).delete(delete))
         .route("/v1/endpoints/{container_id}/{ifname}/inspection", get(inspect))
+        .route("/v1/endpoints/{container_id}/{ifname}/identity", axum::routing::put(set_identity))
+        .route(
+            "/v1/endpoints/{container_id}/{ifname}/policy",
+            get(policy).put(set_policy).delete(delete_policy),
+        )
+        .route("/v1/ipcache", get(ipcache).put(set_ipcache).delete(forget_ipcache))
         .route("/v1/pools", get(pools))
         .route("/v1/pools/{name}", axum::routing::put(create_pool).delete(delete_pool))
         .route("/v1/pools/{name}/cidrs", axum::routing::post(edit_pool))
@@ -121,7 +129,7 @@ fn router(shared: Arc<Shared>) -> Router {
         .route("/metrics", get(metrics))
         .route("/v1/gc", axum::routing::post(collect))
         .route("/v1/status", get(status))
-        .route("/v1/config", get(config))
+        .route("/v1/config", get(config).patch(change_config))
         .fallback(unknown_path)
         .method_not_allowed_fallback(unknown_method)
         .with_state(shared)
@@ -173,6 +181,58 @@ async fn inspect(State(shared): State<Arc<Shared>>, Path(names): Names) -> Respo
     answer(move || shared.node.inspect(&id(&names)?)).await
 }
 
+async fn set_identity(
+    State(shared): State<Arc<Shared>>,
+    Path(names): Names,
+    request: Request,
+) -> Response {
+    let request: IdentityRequest = match body(request).await {
+        Ok(request) => request,
+        Err(refusal) => return refusal.into_response(),
+    };
+    answer(move || shared.node.set_identity(&id(&names)?, request.identity)).await
+}
+
+async fn policy(State(shared): State<Arc<Shared>>, Path(names): Names) -> Response {
+    answer(move || shared.node.policy(&id(&names)?)).await
+}
+
+async fn set_policy(
+    State(shared): State<Arc<Shared>>,
+    Path(names): Names,
+    request: Request,
+) -> Response {
+    let policy: Policy = match body(request).await {
+        Ok(policy) => policy,
+        Err(refusal) => return refusal.into_response(),
+    };
+    answer(move || shared.node.set_policy(&id(&names)?, &policy)).await
+}
+
+async fn delete_policy(State(shared): State<Arc<Shared>>, Path(names): Names) -> Response {
+    answer(move || Ok(Removal { outcome: shared.node.delete_policy(&id(&names)?)? })).await
+}
+
+async fn ipcache(State(shared): State<Arc<Shared>>) -> Response {
+    answer(move || Ok(shared.node.prefix_identities())).await
+}
+
+async fn set_ipcache(State(shared): State<Arc<Shared>>, request: Request) -> Response {
+    let entries: Vec<PrefixIdentity> = match body(request).await {
+        Ok(entries) => entries,
+        Err(refusal) => return refusal.into_response(),
+    };
+    answer(move || shared.node.set_prefix_identities(&entries)).await
+}
+
+async fn forget_ipcache(State(shared): State<Arc<Shared>>, request: Request) -> Response {
+    let prefixes: Vec<IpNetwork> = match body(request).await {
+        Ok(prefixes) => prefixes,
+        Err(refusal) => return refusal.into_response(),
+    };
+    answer(move || shared.node.forget_prefix_identities(&prefixes)).await
+}
+
 async fn collect(State(shared): State<Arc<Shared>>, request: Request) -> Response {
     let request: GcRequest = match body(request).await {
         Ok(request) => request,
@@ -190,7 +250,15 @@ async fn status(State(shared): State<Arc<Shared>>) -> Response {
 }
 
 async fn config(State(shared): State<Arc<Shared>>) -> Response {
-    answer(move || Ok(shared.config.clone())).await
+    answer(move || Ok(shared.config())).await
+}
+
+async fn change_config(State(shared): State<Arc<Shared>>, request: Request) -> Response {
+    let change: ConfigChange = match body(request).await {
+        Ok(change) => change,
+        Err(refusal) => return refusal.into_response(),
+    };
+    answer(move || shared.change_config(&change)).await
 }
 
 async fn pools(State(shared): State<Arc<Shared>>) -> Response {
@@ -378,13 +446,16 @@ mod tests {
     use std::path::{Path, PathBuf};
     use std::thread;
 
-    use podwire_api::{AgentConfig, AttachMode, EndpointId};
+    use podwire_api::{AttachMode, EndpointId};
+    use podwire_datapath::Timeouts;
     use tokio::sync::oneshot;
 
     use super::*;
     use crate::choice::Chooser;
-    use crate::memory::{MemoryDatapath, MemoryLinks, MemoryRoutes};
+    use crate::flows::Collector;
+    use crate::memory::{MemoryDatapath, MemoryFlows, MemoryLinks, MemoryRoutes};
     use crate::node::{Kernel, Node};
+    use crate::settings::Settings;
     use crate::{Config, runtime, store};
 
     fn shared(folder: &Path) -> Arc<Shared> {
@@ -399,16 +470,9 @@ mod tests {
         };
         let chooser = Chooser::new(config.default_pools.clone(), None);
         let node = Node::new(&config, chooser, ipam, Vec::new(), kernel).unwrap();
-        let agent = AgentConfig {
-            node: config.node_config().unwrap(),
-            pod_cidrs: cidrs,
-            attach: AttachMode::Tcx,
-            slots: config.slots,
-            state_dir: config.state_dir,
-            run_dir: config.run_dir,
-            bpffs: config.bpffs,
-        };
-        Arc::new(Shared::new(node, agent))
+        let agent = config.described(AttachMode::Tcx).unwrap();
+        let flows = Collector::new(Arc::new(MemoryFlows::default()), Timeouts::default());
+        Arc::new(Shared::new(node, agent, flows, Settings::default()))
     }
 
     /// Serves on a socket while `test` runs.
@@ -516,6 +580,49 @@ mod tests {
             let metrics = client.metrics().unwrap();
             assert!(metrics.contains("podwire_ipam_addresses{pool=\"blue\""), "{metrics}");
             assert_eq!(client.delete_pool("blue").unwrap(), podwire_api::Removed::Removed);
+        });
+    }
+
+    #[test]
+    fn prefixes_and_policies_are_served() {
+        serving(|socket| {
+            let client = podwire_api::Client::new(socket);
+            let entry = PrefixIdentity { prefix: "10.9.0.0/16".parse().unwrap(), identity: 900 };
+            assert_eq!(client.set_ipcache(&[entry]).unwrap().prefixes, 1);
+            assert_eq!(client.ipcache().unwrap(), [entry]);
+            assert_eq!(client.forget_ipcache(&[entry.prefix]).unwrap().prefixes, 1);
+            assert_eq!(client.ipcache().unwrap(), []);
+            let nobody = EndpointId::new("c1", "eth0").unwrap();
+            assert!(client.policy(&nobody).unwrap_err().is_not_found());
+            assert!(client.set_policy(&nobody, &Policy::default()).unwrap_err().is_not_found());
+            assert!(client.delete_policy(&nobody).unwrap_err().is_not_found());
+            assert!(client.set_identity(&nobody, 7).unwrap_err().is_not_found());
+        });
+    }
+
+    #[test]
+    fn settings_are_served() {
+        serving(|socket| {
+            let client = podwire_api::Client::new(socket);
+            let config = client.config().unwrap();
+            assert_eq!(config.settings["timeout.tcp-established"].value, "8000");
+            assert_eq!((config.flows, config.pending_flows), (1 << 18, 1 << 16));
+            let set = |name: &str, value: &str| ConfigChange {
+                set: [(name.to_owned(), value.to_owned())].into(),
+                ..ConfigChange::default()
+            };
+            let config = client.change_config(&set("timeout.icmp", "9")).unwrap();
+            assert_eq!(config.settings["timeout.icmp"].value, "9");
+            assert_eq!(client.config().unwrap(), config);
+            let error = client.change_config(&set("flows", "9")).unwrap_err().to_string();
+            assert!(error.contains("option of podwired"), "{error}");
+            let status = client.status().unwrap();
+            assert!(status.memory.agent > 0 && status.memory.maps_total == 8192);
+            let metrics = client.metrics().unwrap();
+            assert!(
+                metrics.contains("podwire_flow_capacity{table=\"confirmed\"} 100"),
+                "{metrics}"
+            );
         });
     }
 

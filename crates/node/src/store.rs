@@ -1,12 +1,12 @@
 //! What the agent keeps on disk: one file, with the tables of the addresses and its own.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use ipnetwork::IpNetwork;
-use podwire_api::{Endpoint, EndpointId, NodeName, Repair};
+use podwire_api::{Endpoint, EndpointId, NodeName, Policy, Repair};
 use podwire_ipam::durable::{self, Change, FileStore, Ipam, Recovered, Store};
 
 use crate::Error;
@@ -19,8 +19,15 @@ pub(crate) type Records = Ipam<FileStore>;
 /// `<container id>/<ifname>` to the endpoint as JSON, the API's own form: readable with any tool,
 /// and fields can be added without a migration.
 const ENDPOINTS: &str = "endpoints";
+/// `<container id>/<ifname>` to the endpoint's policy as JSON, the API's own form.
+const POLICIES: &str = "policies";
+/// A prefix to the identity that is behind it, in digits. Whatever the boot.
+const IDENTITIES: &str = "identities";
 /// Whose the file is, and what it began its life with.
 const NODE: &str = "node";
+
+/// Precedes the names of settings in [`NODE`].
+const SETTING: &str = "setting.";
 
 const FORMAT: &str = "2";
 
@@ -37,10 +44,16 @@ pub(crate) struct PodCidrs {
 pub(crate) struct Opened {
     pub(crate) ipam: Records,
     pub(crate) endpoints: Vec<Endpoint>,
+    /// The endpoints' policies, of those that have one.
+    pub(crate) policies: BTreeMap<EndpointId, Policy>,
+    /// Who was said to be behind prefixes.
+    pub(crate) identities: BTreeMap<IpNetwork, u32>,
     /// The prefixes that the last start was given.
     pub(crate) options: PodCidrs,
     /// The pools that are made of blocks.
     pub(crate) cluster_pools: BTreeSet<String>,
+    /// What was set while an agent ran.
+    pub(crate) settings: BTreeMap<String, String>,
     /// What belonged to another boot and was dropped, and what else is worth telling.
     pub(crate) repairs: Vec<Repair>,
     /// Whether endpoints and leases are to be taken from the kernel: the file is new, since there was none
@@ -68,7 +81,7 @@ pub(crate) fn open(path: &Path, node: &NodeName, boot_id: &str) -> Result<Opened
         found: crate::error::chain(&damage),
         done: format!(
             "set aside as {}; endpoints and their leases are taken from the kernel, but for the names of \
-             pods and networks; pools made by hand, reservations and sticky names are lost",
+             pods and networks; pools made by hand, reservations, sticky names and settings are lost",
             aside.display()
         ),
     });
@@ -90,6 +103,31 @@ pub(crate) fn remove(id: &EndpointId) -> Change {
     Change::remove(ENDPOINTS, id.to_string())
 }
 
+/// The change that records an endpoint's policy.
+pub(crate) fn put_policy(id: &EndpointId, policy: &Policy) -> Result<Change, Error> {
+    let json = serde_json::to_vec(policy).map_err(|error| Error::Store {
+        operation: "encode a policy",
+        path: PathBuf::new(),
+        source: error.into(),
+    })?;
+    Ok(Change::put(POLICIES, id.to_string(), json))
+}
+
+/// The change that forgets an endpoint's policy.
+pub(crate) fn remove_policy(id: &EndpointId) -> Change {
+    Change::remove(POLICIES, id.to_string())
+}
+
+/// The change that records who is behind a prefix.
+pub(crate) fn put_identity(prefix: IpNetwork, identity: u32) -> Change {
+    Change::put(IDENTITIES, prefix.to_string(), identity.to_string())
+}
+
+/// The change that forgets who is behind a prefix.
+pub(crate) fn remove_identity(prefix: IpNetwork) -> Change {
+    Change::remove(IDENTITIES, prefix.to_string())
+}
+
 /// The changes that record the prefixes that the agent was started with.
 pub(crate) fn put_pod_cidrs(options: &PodCidrs) -> Vec<Change> {
     let list = |cidrs: &[IpNetwork]| {
@@ -106,6 +144,16 @@ pub(crate) fn put_pod_cidrs(options: &PodCidrs) -> Vec<Change> {
 pub(crate) fn put_cluster_pools(names: &BTreeSet<String>) -> Change {
     let list: Vec<&str> = names.iter().map(String::as_str).collect();
     Change::put(NODE, "cluster-pools", list.join(","))
+}
+
+/// The change that records a setting.
+pub(crate) fn put_setting(name: &str, value: &str) -> Change {
+    Change::put(NODE, format!("{SETTING}{name}"), value)
+}
+
+/// The change that forgets a setting.
+pub(crate) fn remove_setting(name: &str) -> Change {
+    Change::remove(NODE, format!("{SETTING}{name}"))
 }
 
 /// The change that says that endpoints and leases are recorded, whatever the kernel had of them.
@@ -155,6 +203,26 @@ fn open_whole(path: &Path, node: &NodeName, boot_id: &str) -> Result<Opened, Err
             repairs.push(of_another_boot(format!("endpoint {id}"), "record dropped"));
         }
     }
+    let mut policies = BTreeMap::new();
+    for (id, json) in store.load(POLICIES).map_err(of_file(path))? {
+        let id = String::from_utf8_lossy(&id).into_owned();
+        match endpoints.iter().find(|endpoint: &&Endpoint| endpoint.id.to_string() == id) {
+            Some(endpoint) => {
+                let policy = serde_json::from_slice(&json)
+                    .map_err(|error| damaged(format!("policy of {id}: {error}").into()))?;
+                policies.insert(endpoint.id.clone(), policy);
+            }
+            // It went with its endpoint.
+            None => changes.push(Change::remove(POLICIES, id)),
+        }
+    }
+    let mut identities = BTreeMap::new();
+    for (prefix, identity) in read_texts(&mut store, IDENTITIES).map_err(of_file(path))? {
+        let (Ok(network), Ok(number)) = (prefix.parse(), identity.parse()) else {
+            return Err(damaged(format!("identity of {prefix}: {identity}").into()));
+        };
+        identities.insert(network, number);
+    }
     if let Some(found) = value("name")
         && found != node.as_str()
         && !endpoints.is_empty()
@@ -173,6 +241,10 @@ fn open_whole(path: &Path, node: &NodeName, boot_id: &str) -> Result<Opened, Err
     let options = PodCidrs { given: list("pod-cidrs"), given_up: list("given-up") };
     let names = value("cluster-pools").unwrap_or_default().split(',');
     let cluster_pools = names.filter(|name| !name.is_empty()).map(str::to_owned).collect();
+    let setting = |(key, value): &(String, String)| {
+        key.strip_prefix(SETTING).map(|name| (name.to_owned(), value.clone()))
+    };
+    let settings = own.iter().filter_map(setting).collect();
     store.commit(&changes).map_err(of_file(path))?;
     let (ipam, Recovered { dropped, .. }) =
         Ipam::open(store, boot_id).map_err(|error| of_ipam(path, error))?;
@@ -180,7 +252,17 @@ fn open_whole(path: &Path, node: &NodeName, boot_id: &str) -> Result<Opened, Err
         let done = format!("dropped, {} free", lease.addresses);
         repairs.push(of_another_boot(format!("lease of {}", lease.owner), &done));
     }
-    Ok(Opened { ipam, endpoints, options, cluster_pools, repairs, is_new })
+    Ok(Opened {
+        ipam,
+        endpoints,
+        policies,
+        identities,
+        options,
+        cluster_pools,
+        settings,
+        repairs,
+        is_new,
+    })
 }
 
 fn read_texts(
@@ -269,6 +351,7 @@ mod tests {
             network: None,
             pod: None,
             interface: podwire_api::Interface::Own,
+            identity: podwire_api::UNMANAGED_IDENTITY,
         }
     }
 
@@ -306,11 +389,15 @@ mod tests {
         let given = vec!["10.0.0.0/24".parse().unwrap(), "fd00::/64".parse().unwrap()];
         let options = PodCidrs { given, given_up: vec!["10.1.0.0/24".parse().unwrap()] };
         opened.ipam.begin(put_pod_cidrs(&options)).unwrap().wait().unwrap();
+        let set = ["timeout.icmp", "timeout.other"].map(|name| put_setting(name, "7"));
+        opened.ipam.begin(set.to_vec()).unwrap().wait().unwrap();
+        opened.ipam.begin(vec![remove_setting("timeout.other")]).unwrap().wait().unwrap();
         drop(opened.ipam);
 
         let opened = open(&path, &node(), "boot-1").unwrap();
         assert_eq!(opened.endpoints, [endpoint("b")]);
         assert_eq!((opened.repairs, opened.options), (Vec::new(), options));
+        assert_eq!(opened.settings, [("timeout.icmp".to_owned(), "7".to_owned())].into());
     }
 
     #[test]

@@ -13,7 +13,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnetwork::IpNetwork;
 use podwire_api::{DEFAULT_BPFFS, DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, NodeName};
 use podwire_node::{
-    Agent, AttachChoice, ClusterPool, Config, Error, explain, parse_cluster_pool, runtime,
+    Agent, AttachChoice, ClusterPool, Config, Error, Timeout, explain, parse_cluster_pool, runtime,
 };
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::filter::LevelFilter;
@@ -98,9 +98,25 @@ struct Options {
     /// `podwire cleanup` first.
     #[arg(long, value_name = "NUMBER", default_value_t = 4096)]
     slots: u32,
-    /// How many flows through the host stack are remembered.
-    #[arg(long, value_name = "NUMBER", default_value_t = 65_536)]
+    /// How many directions of flows are remembered in which both sides have spoken: two a flow. Kept as
+    /// --slots is.
+    #[arg(long, value_name = "NUMBER", default_value_t = 262_144)]
     flows: u32,
+    /// How many identities and prefixes policies have room for, counted once for each policy that speaks of
+    /// them.
+    #[arg(long, value_name = "NUMBER", default_value_t = 65_536)]
+    policy_rows: u32,
+    /// How many ranges of ports policies have room for; equal ones share it.
+    #[arg(long, value_name = "NUMBER", default_value_t = 65_536)]
+    policy_rules: u32,
+    /// How many flows are remembered in which only one side has spoken, or that have ended; new ones take
+    /// the place of the oldest. Kept as --slots is.
+    #[arg(long, value_name = "NUMBER", default_value_t = 65_536)]
+    pending_flows: u32,
+    /// How many seconds flows may be idle, as in tcp-established=8000. Repeatable. `podwire config` shows
+    /// all timeouts, and changes them while the agent runs.
+    #[arg(long = "timeout", value_name = "NAME=SECONDS", value_parser = parse_timeout)]
+    timeouts: Vec<(Timeout, u32)>,
     /// How much is logged: off, error, warn, info, debug or trace.
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     log_level: LevelFilter,
@@ -179,7 +195,19 @@ fn config(options: Options) -> Result<Config, String> {
     };
     config.slots = options.slots;
     config.flows = options.flows;
+    config.policy_rows = options.policy_rows;
+    config.policy_rules = options.policy_rules;
+    config.pending_flows = options.pending_flows;
+    config.timeouts = options.timeouts.into_iter().collect();
     Ok(config)
+}
+
+fn parse_timeout(text: &str) -> Result<(Timeout, u32), String> {
+    let (name, seconds) =
+        text.split_once('=').ok_or("there is no \"=\"; write NAME=SECONDS, as in icmp=30")?;
+    let timeout = name.parse::<Timeout>().map_err(|error| error.to_string())?;
+    let seconds = seconds.parse().map_err(|_| format!("{seconds:?} is no number of seconds"))?;
+    Ok((timeout, seconds))
 }
 
 fn host_name() -> Result<NodeName, String> {
@@ -227,6 +255,9 @@ mod tests {
             "--cluster-pool=blue=10.64.0.0/12@26,fd64::/48@80",
             "--cluster-pool=red=10.8.0.0/16@28",
             "--block-idle=9",
+            "--timeout=tcp-established=3600",
+            "--timeout=icmp=5",
+            "--pending-flows=2048",
         ]);
         let config = config(cli.agent).unwrap();
         config.validate().unwrap();
@@ -237,6 +268,10 @@ mod tests {
         let [blue, red] = &config.cluster_pools[..] else { panic!("{config:?}") };
         assert_eq!((blue.name.as_str(), blue.block_v4, blue.block_v6), ("blue", 26, 80));
         assert_eq!((red.block_v4, red.idle), (28, Duration::from_secs(9)));
+        assert_eq!(config.pending_flows, 2048);
+        assert_eq!(config.timeouts, [(Timeout::TcpEstablished, 3600), (Timeout::Icmp, 5)].into());
+        let refused = Cli::try_parse_from(["podwired", "--timeout=tcp=5"]).unwrap_err().to_string();
+        assert!(refused.contains("tcp-opening"), "{refused}");
         let refused = Cli::try_parse_from(["podwired", "--cluster-pool=blue=10.64.0.0/12"]);
         let said = refused.unwrap_err().to_string();
         assert!(said.contains("--cluster-pool") && said.contains("has no \"@\""), "{said}");

@@ -13,7 +13,10 @@ use std::{
 };
 
 use node::{MODES, Node, TestPod};
-use podwire_datapath::abi::{Hook, Reason};
+use podwire_datapath::{
+    FlowPath, FlowRow,
+    abi::{Hook, Reason},
+};
 use podwire_lab::{
     Host,
     probe::{Ping, TcpEcho, TcpTransfer},
@@ -98,8 +101,14 @@ fn reverse_path_filters_and_port_mappings_work_together() {
             assert!(node.counted(Hook::FromContainer, Reason::ToStackByFlow) > 0);
             assert_eq!(node.drops(), [] as [&str; 0]);
             let flows = node.tables().flows().unwrap();
-            let answers = flows.iter().filter(|flow| flow.by_stack && flow.source_port == 80);
-            assert!(answers.count() >= 2, "of each family: {flows:?}");
+            let to = |port: u16, path: FlowPath| {
+                let fits = |flow: &&FlowRow| (flow.destination_port, flow.path) == (port, path);
+                flows.iter().filter(fits).count()
+            };
+            // As the one pod sees them, and as the other does; and those that were not mapped.
+            assert_eq!(to(8080, FlowPath::Stack), 2, "{flows:?}");
+            assert_eq!(to(80, FlowPath::Stack), 2, "{flows:?}");
+            assert_eq!(to(80, FlowPath::Straight), 2, "{flows:?}");
         }
     }
 }

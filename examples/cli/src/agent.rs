@@ -4,7 +4,9 @@ use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use podwire_api::{AttachMode, Client, Delivery, Endpoint, EndpointId, Status, socket_path};
+use podwire_api::{
+    AttachMode, Client, Delivery, Endpoint, EndpointId, FlowUsage, MemoryUsage, Status, socket_path,
+};
 use serde_json::json;
 
 use crate::Places;
@@ -71,7 +73,7 @@ pub(crate) fn pick_by_prefix<'a, T>(
     }
 }
 
-fn pick<'a>(endpoints: &'a [Endpoint], wanted: &str) -> Result<&'a Endpoint, Failure> {
+pub(crate) fn pick<'a>(endpoints: &'a [Endpoint], wanted: &str) -> Result<&'a Endpoint, Failure> {
     let hint = "podwire endpoint list shows them";
     pick_by_prefix(endpoints, wanted, |endpoint| &endpoint.id, "endpoint", hint)
 }
@@ -91,10 +93,20 @@ fn status_text(status: &Status) -> String {
         ("Agent", agent),
         ("Endpoints", format!("{} of {}", status.endpoints, status.slots)),
         ("Programs", attach.to_owned()),
+        ("Flows", flows_text(&status.flows)),
+        (
+            "Memory",
+            format!(
+                "{} resident, {} of the kernel's in maps",
+                bytes(status.memory.agent),
+                bytes(status.memory.maps_total)
+            ),
+        ),
     ] {
         line(&mut text, name, &value);
     }
     push(&mut text, format_args!("\n{}", pool_table(&status.pools)));
+    push(&mut text, format_args!("\n{}", map_table(&status.memory)));
     push(&mut text, format_args!("\n{HEADING}Problems{HEADING:#}\n"));
     if status.problems.is_empty() {
         push(&mut text, format_args!("  {GOOD}none{GOOD:#}\n"));
@@ -116,6 +128,40 @@ fn status_text(status: &Status) -> String {
     text
 }
 
+fn flows_text(flows: &FlowUsage) -> String {
+    let FlowUsage { confirmed, capacity, pending, pending_capacity, pressure } = flows;
+    let pressure = if *pressure { "; idle ones are forgotten sooner" } else { "" };
+    format!(
+        "{confirmed} of {capacity} directions confirmed, {pending} of {pending_capacity} pending{pressure}"
+    )
+}
+
+fn map_table(memory: &MemoryUsage) -> Table {
+    let mut table = Table::new().text("MAP").number("ENTRIES").number("CAPACITY").number("MEMORY");
+    for map in &memory.maps {
+        table.row([
+            Cell::new(&map.name),
+            Cell::optional(map.entries),
+            Cell::new(map.capacity),
+            Cell::new(bytes(map.bytes)),
+        ]);
+    }
+    table
+}
+
+/// In powers of 1024, as the kernel's tools count memory.
+fn bytes(number: u64) -> String {
+    let (mut whole, mut rest, mut unit) = (number, 0, 0);
+    let units = ["B", "KiB", "MiB", "GiB", "TiB"];
+    while whole >= 1024 && unit + 1 < units.len() {
+        (whole, rest, unit) = (whole / 1024, whole % 1024, unit + 1);
+    }
+    match unit {
+        0 => format!("{whole} B"),
+        _ => format!("{whole}.{} {}", rest * 10 / 1024, units[unit]),
+    }
+}
+
 fn endpoint_table(endpoints: &[Endpoint], now: u64) -> Table {
     let mut table = Table::new()
         .text("ENDPOINT")
@@ -124,6 +170,7 @@ fn endpoint_table(endpoints: &[Endpoint], now: u64) -> Table {
         .text("IPV6")
         .text("LINK")
         .number("SLOT")
+        .number("IDENTITY")
         .text("DELIVERY")
         .text("AGE");
     for endpoint in endpoints {
@@ -136,6 +183,7 @@ fn endpoint_table(endpoints: &[Endpoint], now: u64) -> Table {
             v6,
             Cell::new(&endpoint.host_link),
             Cell::new(endpoint.slot),
+            Cell::new(endpoint.identity),
             Cell::new(delivery(endpoint.delivery)),
             Cell::new(duration(now.saturating_sub(endpoint.created))),
         ]);
@@ -159,6 +207,7 @@ fn endpoint_text(endpoint: &Endpoint, now: u64) -> String {
         ("Host link", format!("{} (index {})", endpoint.host_link, endpoint.ifindex)),
         ("Host MAC", endpoint.host_mac.to_string()),
         ("Slot", endpoint.slot.to_string()),
+        ("Identity", endpoint.identity.to_string()),
         ("Delivery", delivery(endpoint.delivery).to_owned()),
         ("Age", duration(now.saturating_sub(endpoint.created))),
     ] {
@@ -225,7 +274,7 @@ pub(crate) fn push(text: &mut String, arguments: std::fmt::Arguments<'_>) {
 
 #[cfg(test)]
 mod tests {
-    use podwire_api::{CidrUsage, Effect, Interface, Mac, PodRef, Pool, Problem};
+    use podwire_api::{CidrUsage, Effect, Interface, Mac, MapUsage, PodRef, Pool, Problem};
 
     use super::*;
 
@@ -244,6 +293,7 @@ mod tests {
             network: None,
             pod: Some(PodRef { namespace: "default".into(), name: "web".into(), uid: None }),
             interface: Interface::Own,
+            identity: podwire_api::UNMANAGED_IDENTITY,
         }
     }
 
@@ -311,6 +361,17 @@ ENDPOINT            POD          IPV4      IPV6  LINK             SLOT  DELIVERY
             pools: vec![pool],
             default_pools: vec!["default".into()],
             attach: AttachMode::Tcx,
+            flows: FlowUsage { confirmed: 8, capacity: 16, pressure: true, ..FlowUsage::default() },
+            memory: MemoryUsage {
+                agent: 12_900_000,
+                maps_total: 4096,
+                maps: vec![MapUsage {
+                    name: "FLOWS".into(),
+                    entries: Some(8),
+                    capacity: 16,
+                    bytes: 4096,
+                }],
+            },
             problems: Vec::new(),
             repairs: Vec::new(),
         };
@@ -319,6 +380,9 @@ ENDPOINT            POD          IPV4      IPV6  LINK             SLOT  DELIVERY
             text.contains("up 1d1h") && text.contains("2^64") && text.contains("  none"),
             "{text}"
         );
+        assert!(text.contains("8 of 16 directions confirmed"), "{text}");
+        assert!(text.contains("12.3 MiB resident, 4.0 KiB of the kernel's in maps"), "{text}");
+        assert!(text.contains("FLOWS        8        16  4.0 KiB\n"), "{text}");
         let problem = Problem {
             what: "W".into(),
             why: "Y".into(),

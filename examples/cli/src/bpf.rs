@@ -8,15 +8,16 @@ use serde_json::{Value, json};
 use crate::failure::Failure;
 use crate::output::Page;
 use crate::table::{BAD, Cell, Table};
-use crate::{BpfCommand, ListCommand, Places, program};
+use crate::{BpfCommand, ListCommand, Places, bpf_policy, flow, program};
 
 pub(crate) fn run(places: &Places, command: &BpfCommand) -> Result<Page, Failure> {
     let tables = open(&places.bpffs)?;
     let failed = |error: podwire_datapath::Error| Failure::of(&error);
     match command {
         BpfCommand::Endpoint(ListCommand::List) => endpoints(&tables.endpoints().map_err(failed)?),
-        BpfCommand::Ipcache(ListCommand::List) => ipcache(&tables.ipcache().map_err(failed)?),
-        BpfCommand::Flow(ListCommand::List) => flows(&tables.flows().map_err(failed)?),
+        BpfCommand::Ipcache(command) => bpf_policy::ipcache(places, &tables, command),
+        BpfCommand::Policy(command) => bpf_policy::run(places, &tables, command),
+        BpfCommand::Flow(command) => flow::run(places, &tables, command),
         BpfCommand::Metrics(ListCommand::List) => metrics(&tables.metrics().map_err(failed)?),
         BpfCommand::Prog(ListCommand::List) => program::list(&tables.endpoints().map_err(failed)?),
     }
@@ -76,46 +77,6 @@ fn endpoints(rows: &[podwire_datapath::EndpointRow]) -> Result<Page, Failure> {
     page(json, &table)
 }
 
-fn ipcache(rows: &[podwire_datapath::IpcacheRow]) -> Result<Page, Failure> {
-    let mut table = Table::new().text("PREFIX").number("IDENTITY").number("SLOT");
-    let mut json = Vec::new();
-    for row in rows {
-        let slot = Cell::optional(row.slot);
-        table.row([Cell::new(row.prefix), Cell::new(row.identity), slot]);
-        json.push(json!({"prefix": row.prefix, "identity": row.identity, "slot": row.slot}));
-    }
-    page(json, &table)
-}
-
-fn flows(rows: &[podwire_datapath::FlowRow]) -> Result<Page, Failure> {
-    let mut table = Table::new()
-        .text("PROTOCOL")
-        .text("SOURCE")
-        .number("PORT")
-        .text("DESTINATION")
-        .number("PORT")
-        .number("PACKETS")
-        .number("BYTES");
-    let mut json = Vec::new();
-    for row in rows {
-        table.row([
-            Cell::new(protocol(row.protocol.0)),
-            Cell::new(row.source),
-            Cell::new(row.source_port),
-            Cell::new(row.destination),
-            Cell::new(row.destination_port),
-            Cell::new(row.packets),
-            Cell::new(row.bytes),
-        ]);
-        json.push(json!({
-            "protocol": row.protocol.0, "source": row.source, "source_port": row.source_port,
-            "destination": row.destination, "destination_port": row.destination_port,
-            "packets": row.packets, "bytes": row.bytes,
-        }));
-    }
-    page(json, &table)
-}
-
 fn metrics(rows: &[podwire_datapath::MetricRow]) -> Result<Page, Failure> {
     let mut table = Table::new()
         .text("PROGRAM")
@@ -141,21 +102,10 @@ fn metrics(rows: &[podwire_datapath::MetricRow]) -> Result<Page, Failure> {
     page(json, &table)
 }
 
-fn page(json: Vec<Value>, table: &Table) -> Result<Page, Failure> {
+pub(crate) fn page(json: Vec<Value>, table: &Table) -> Result<Page, Failure> {
     Page::new(&Value::Array(json), table.to_string())
 }
 
 fn mac(mac: [u8; 6]) -> String {
     podwire_api::Mac(mac).to_string()
-}
-
-fn protocol(number: u8) -> String {
-    match number {
-        1 => "icmp".into(),
-        6 => "tcp".into(),
-        17 => "udp".into(),
-        58 => "icmpv6".into(),
-        132 => "sctp".into(),
-        other => other.to_string(),
-    }
 }

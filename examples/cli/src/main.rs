@@ -4,11 +4,15 @@
 
 mod agent;
 mod bpf;
+mod bpf_policy;
 mod cleanup;
 mod cni;
+mod config;
 mod failure;
+mod flow;
 mod ipam;
 mod output;
+mod policy;
 mod program;
 mod table;
 
@@ -56,11 +60,22 @@ enum Command {
     /// The endpoints, as the agent knows them.
     #[command(subcommand)]
     Endpoint(EndpointCommand),
+    /// What endpoints may send and receive.
+    #[command(subcommand)]
+    Policy(policy::Command),
+    /// Who is behind addresses that no endpoint of the node has.
+    #[command(subcommand)]
+    Ipcache(policy::IpcacheCommand),
     /// The addresses: pools, leases, reservations.
     #[command(subcommand)]
     Ipam(ipam::Command),
     /// The agent's metrics, as a Prometheus server reads them.
     Metrics,
+    /// What the agent runs with, and settings that can be changed meanwhile.
+    Config {
+        #[command(subcommand)]
+        command: Option<config::Command>,
+    },
     /// The datapath's maps and programs, as the kernel has them; works without an agent.
     #[command(subcommand)]
     Bpf(BpfCommand),
@@ -87,6 +102,14 @@ enum EndpointCommand {
         #[arg(value_name = "CONTAINER[/IFNAME]")]
         endpoint: String,
     },
+    /// Says who it is to others: the number that policies know it by.
+    Identity {
+        /// The container's id or the beginning of it, then `/` and the interface if it has several.
+        #[arg(value_name = "CONTAINER[/IFNAME]")]
+        endpoint: String,
+        /// 1 is the node, 2 whoever is not known, 3 a pod that nobody gave an identity.
+        identity: u32,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -96,10 +119,13 @@ enum BpfCommand {
     Endpoint(ListCommand),
     /// Addresses and who has them.
     #[command(subcommand)]
-    Ipcache(ListCommand),
-    /// Flows that go through the host stack.
+    Ipcache(bpf_policy::IpcacheCommand),
+    /// What endpoints may send and receive.
     #[command(subcommand)]
-    Flow(ListCommand),
+    Policy(bpf_policy::Command),
+    /// Conversations that the datapath knows.
+    #[command(subcommand)]
+    Flow(flow::Command),
     /// What became of packets, and why.
     #[command(subcommand)]
     Metrics(ListCommand),
@@ -138,8 +164,14 @@ fn run(cli: &Cli) -> Result<Page, Failure> {
         Command::Status => agent::status(places),
         Command::Endpoint(EndpointCommand::List) => agent::endpoints(places),
         Command::Endpoint(EndpointCommand::Show { endpoint }) => agent::endpoint(places, endpoint),
+        Command::Endpoint(EndpointCommand::Identity { endpoint, identity }) => {
+            policy::identify(places, endpoint, *identity)
+        }
+        Command::Policy(command) => policy::run(places, command),
+        Command::Ipcache(command) => policy::ipcache(places, command),
         Command::Ipam(command) => ipam::run(places, command),
         Command::Metrics => agent::metrics(places),
+        Command::Config { command } => config::run(places, command.as_ref()),
         Command::Bpf(command) => bpf::run(places, command),
         Command::Cni(options) => cni::run(options),
         Command::Cleanup { yes } => {

@@ -35,6 +35,11 @@ impl Page {
         Self { verdict: ExitCode::FAILURE, ..self }
     }
 
+    #[cfg(test)]
+    pub(crate) fn text(&self) -> &str {
+        &self.text
+    }
+
     pub(crate) fn verdict(&self) -> ExitCode {
         self.verdict
     }

@@ -22,14 +22,29 @@ const LARGEST_CHUNK: usize = 1 << 22;
 const STALLS: u32 = 16;
 
 impl Map {
-    /// Reads every entry; `take` is given each key and the bytes of its value.
-    ///
-    /// A map is limited to what the buffers start with or to `max_entries`, whichever is less.
+    /// Reads every entry; what `take` makes of each key and the bytes of its value is collected.
     pub(super) fn read_batches<K: MapKey, T>(
         &self,
         then: Afterwards,
         mut take: impl FnMut(K, &[u8]) -> Result<T>,
     ) -> Result<Vec<T>> {
+        let mut entries = Vec::new();
+        self.visit_batches(then, |key, value| {
+            entries.push(take(key, value)?);
+            Ok::<_, Error>(())
+        })?;
+        Ok(entries)
+    }
+
+    /// Reads every entry; `visit` is given each key and the bytes of its value, and may change the map:
+    /// no call is under way meanwhile. Memory is taken for one chunk, whatever the size of the map.
+    ///
+    /// A map is limited to what the buffers start with or to `max_entries`, whichever is less.
+    pub(super) fn visit_batches<K: MapKey, E: From<Error>>(
+        &self,
+        then: Afterwards,
+        mut visit: impl FnMut(K, &[u8]) -> std::result::Result<(), E>,
+    ) -> std::result::Result<(), E> {
         let operation = match then {
             Afterwards::Keep => MapOperation::LookupBatch,
             Afterwards::Delete => MapOperation::TakeBatch,
@@ -42,18 +57,18 @@ impl Map {
         let mut values = vec![0; chunk * stride];
         let mut started = false;
         let mut stalls = 0;
-        let mut entries = Vec::new();
+        let mut done = 0;
         loop {
             let outcome = self
                 .fd
                 .lookup_batch(started, &mut cursor, &mut keys, &mut values, then)
                 .map_err(self.error(operation))?;
             let read = keys.chunks_exact(key_size).zip(values.chunks_exact(stride));
-            entries.reserve(outcome.count);
             for (key, value) in read.take(outcome.count) {
                 // Sizes were compared when the typed handle was made.
                 if let Ok(key) = K::read_from_bytes(key) {
-                    entries.push(take(key, value)?);
+                    visit(key, value)?;
+                    done += 1;
                 }
             }
             started |= outcome.count > 0;
@@ -61,7 +76,7 @@ impl Map {
                 Ok(()) => stalls = 0,
                 Err(error) => match error.raw_os_error() {
                     // The end.
-                    Some(libc::ENOENT) => return Ok(entries),
+                    Some(libc::ENOENT) => return Ok(()),
                     // A bucket that does not fit.
                     Some(libc::ENOSPC) if chunk < LARGEST_CHUNK => {
                         chunk *= 2;
@@ -72,7 +87,7 @@ impl Map {
                     Some(libc::EINTR | libc::EAGAIN) if stalls < STALLS => {
                         stalls += u32::from(outcome.count == 0);
                     }
-                    _ => return Err(self.batch_error(operation, entries.len(), None, error)),
+                    _ => return Err(self.batch_error(operation, done, None, error).into()),
                 },
             }
         }

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use super::batch::{column, columns};
 use super::{InsertMode, Map, MapKey, MapValue, Removal, Typed, TypedMap};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::layout::MapType;
 use crate::spec::MapSpec;
 use crate::sys::Afterwards;
@@ -34,7 +34,7 @@ impl HashKind for Lru {
     const TYPE: MapType = MapType::LruHash;
 }
 
-/// A hash map that refuses new keys when it is full ([`Error::is_full`](crate::Error::is_full)).
+/// A hash map that refuses new keys when it is full ([`Error::is_full`]).
 ///
 /// Minimum kernel: 3.19; batches 5.6, [`take`](Self::take) 5.14.
 #[doc(alias = "BPF_MAP_TYPE_HASH")]
@@ -114,6 +114,21 @@ impl<K: MapKey, V: MapValue, T: HashKind> HashMap<K, V, T> {
         self.read(Afterwards::Keep)
     }
 
+    /// Reads all entries, in batches, and gives each to `visit`: the memory of one batch suffices for
+    /// any map. What `visit` does to the map itself is as if another had done it: the entries of the
+    /// batch at hand have been read already. Ends with the first error. Minimum kernel: 5.6.
+    #[doc(alias = "BPF_MAP_LOOKUP_BATCH")]
+    pub fn visit<E: From<Error>>(
+        &self,
+        mut visit: impl FnMut(K, V) -> std::result::Result<(), E>,
+    ) -> std::result::Result<(), E> {
+        self.map.visit_batches(Afterwards::Keep, |key, value| {
+            let mut owned = V::new_zeroed();
+            owned.as_mut_bytes().copy_from_slice(value);
+            visit(key, owned)
+        })
+    }
+
     /// Reads all entries and removes them, in batches: each counted exactly once. Minimum kernel:
     /// 5.6.
     #[doc(alias = "BPF_MAP_LOOKUP_AND_DELETE_BATCH")]
@@ -122,7 +137,7 @@ impl<K: MapKey, V: MapValue, T: HashKind> HashMap<K, V, T> {
     }
 
     /// Inserts or replaces many entries. When one is refused, those before it stay and
-    /// [`Error::Batch`](crate::Error::Batch) says how many. Minimum kernel: 5.6.
+    /// [`Error::Batch`] says how many. Minimum kernel: 5.6.
     #[doc(alias = "BPF_MAP_UPDATE_BATCH")]
     pub fn insert_batch(&self, entries: &[(K, V)]) -> Result<()> {
         let (keys, values) = columns(entries.iter().map(|(key, value)| (key, value)));

@@ -238,7 +238,8 @@ impl Node {
             Suspicion::Unwritten(id) => {
                 let Some(mut endpoint) = self.endpoint(id) else { return Ok(()) };
                 let row = row(&endpoint);
-                let added = self.datapath.add(&endpoint.host_link, &row, Disciplines::Free);
+                let terms = super::policy::terms(&endpoint, self.policies().get(&endpoint.id))?;
+                let added = self.datapath.add(&endpoint.host_link, &row, Disciplines::Free, &terms);
                 endpoint.slot = added.map_err(super::map(id))?;
                 self.endpoints().insert(id.clone(), endpoint);
                 Ok(())

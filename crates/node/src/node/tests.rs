@@ -1,4 +1,5 @@
 mod blocks;
+mod policy;
 
 use std::thread;
 
@@ -617,7 +618,8 @@ fn every_disagreement_is_named_and_repaired() {
     bench.links.remove(b.ifindex);
     bench.datapath.remove(&c.host_link, c.ifindex).unwrap();
     let orphan = Row { ifindex: 77, ..check::row(&a) };
-    bench.datapath.add("pworphan", &orphan, Disciplines::Free).unwrap();
+    let terms = crate::seam::Terms { identity: 3, policy: None };
+    bench.datapath.add("pworphan", &orphan, Disciplines::Free, &terms).unwrap();
     // A link of ours that no endpoint goes with.
     bench.plug("stray", 10);
 

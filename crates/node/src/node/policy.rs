@@ -1,0 +1,288 @@
+//! What endpoints may send and receive, and who is behind addresses.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::{MutexGuard, PoisonError};
+
+use ipnetwork::IpNetwork;
+use podwire_api::{
+    Endpoint, EndpointId, Interface, Policy, PolicyAction, PolicyDirection, PrefixCount,
+    PrefixIdentity, Removed, Repair,
+};
+use podwire_policy::{self as policy, Compiled, MAX_IDENTITY, ParseError};
+
+use super::{Node, map, removed};
+use crate::error::{Source, chain};
+use crate::seam::Terms;
+use crate::{Error, store};
+
+/// What is known of who was behind prefixes before this start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Before {
+    /// All that was said is on record.
+    OnRecord,
+    /// The records are new; what the datapath has may have been said.
+    Unknown,
+}
+
+impl Node {
+    /// The same with what was said about its endpoints and about prefixes. The datapath has the endpoints'
+    /// part already.
+    pub(crate) fn with_policies(
+        self,
+        policies: BTreeMap<EndpointId, Policy>,
+        identities: BTreeMap<IpNetwork, u32>,
+        before: Before,
+    ) -> Result<(Self, Vec<Repair>), Error> {
+        *self.policies() = policies;
+        let there = self.datapath.identities().map_err(of_prefixes("read"))?;
+        let identities = match before {
+            Before::OnRecord => identities,
+            Before::Unknown => there.iter().copied().collect(),
+        };
+        let mut repairs = Vec::new();
+        let missing: Vec<_> = identities
+            .iter()
+            .map(|(prefix, identity)| (*prefix, *identity))
+            .filter(|entry| !there.contains(entry) && !self.is_endpoint(entry.0.ip()))
+            .collect();
+        let surplus = there.iter().map(|(prefix, _)| *prefix);
+        let surplus: Vec<_> = surplus.filter(|prefix| !identities.contains_key(prefix)).collect();
+        // One that cannot be set does not keep the pods from their agent.
+        let set = self.datapath.set_identities(&missing);
+        if let Err(error) = set.and_then(|()| self.datapath.forget_identities(&surplus)) {
+            let found = chain(&*error);
+            tracing::error!(error = found, "telling the datapath who is behind prefixes");
+            let (object, done) = ("identities of prefixes".into(), "failed".into());
+            repairs.push(Repair { object, found, done });
+        }
+        *self.identities() = identities;
+        Ok((self, repairs))
+    }
+
+    /// Says who an endpoint is to others.
+    pub(crate) fn set_identity(&self, id: &EndpointId, identity: u32) -> Result<Endpoint, Error> {
+        check(identity)?;
+        self.touch();
+        let _turn = self.turns.take(id);
+        let present = self.endpoint(id).ok_or_else(|| Error::NoEndpoint(id.clone()))?;
+        let endpoint = Endpoint { identity, ..present.clone() };
+        self.ipam.begin(vec![store::put(&endpoint)?])?.wait()?;
+        let terms = Terms { identity, policy: None };
+        if let Err(error) = self.datapath.set_terms(endpoint.ifindex, &terms).map_err(map(id)) {
+            self.take_back(vec![store::put(&present)?]);
+            return Err(error);
+        }
+        self.endpoints().insert(id.clone(), endpoint.clone());
+        Ok(endpoint)
+    }
+
+    /// What an endpoint may send and receive.
+    pub(crate) fn policy(&self, id: &EndpointId) -> Result<Policy, Error> {
+        self.endpoint(id).ok_or_else(|| Error::NoEndpoint(id.clone()))?;
+        Ok(self.policies().get(id).cloned().unwrap_or_default())
+    }
+
+    /// Says what an endpoint may send and receive. It is on the disk before it holds: what the datapath has
+    /// is never more than what is on record, whenever the agent is killed.
+    pub(crate) fn set_policy(&self, id: &EndpointId, policy: &Policy) -> Result<Policy, Error> {
+        self.touch();
+        let _turn = self.turns.take(id);
+        let endpoint = self.endpoint(id).ok_or_else(|| Error::NoEndpoint(id.clone()))?;
+        if endpoint.interface == Interface::Adopted {
+            return Err(Error::Conflict(format!(
+                "the interface of {id} was made by another plugin, which decides what passes; podwire has \
+                 policies for its own only"
+            )));
+        }
+        let terms = terms(&endpoint, Some(policy))?;
+        self.ipam.begin(vec![store::put_policy(id, policy)?])?.wait()?;
+        let set = self.datapath.set_terms(endpoint.ifindex, &terms);
+        if let Err(source) = set {
+            let last = self.policies().get(id).cloned();
+            self.take_back(vec![match last {
+                Some(last) => store::put_policy(id, &last)?,
+                None => store::remove_policy(id),
+            }]);
+            return Err(of_policy("set", id)(source));
+        }
+        self.policies().insert(id.clone(), policy.clone());
+        Ok(policy.clone())
+    }
+
+    /// Lets an endpoint send and receive everything.
+    pub(crate) fn delete_policy(&self, id: &EndpointId) -> Result<Removed, Error> {
+        self.touch();
+        let _turn = self.turns.take(id);
+        let endpoint = self.endpoint(id).ok_or_else(|| Error::NoEndpoint(id.clone()))?;
+        if endpoint.interface != Interface::Adopted {
+            let terms = Terms { identity: endpoint.identity, policy: Some(Compiled::default()) };
+            let set = self.datapath.set_terms(endpoint.ifindex, &terms);
+            set.map_err(of_policy("remove", id))?;
+        }
+        self.ipam.begin(vec![store::remove_policy(id)])?.wait()?;
+        Ok(removed(self.policies().remove(id).is_some()))
+    }
+
+    /// Who was said to be behind which prefix.
+    pub(crate) fn prefix_identities(&self) -> Vec<PrefixIdentity> {
+        let identities = self.identities();
+        identities.iter().map(|(&prefix, &identity)| PrefixIdentity { prefix, identity }).collect()
+    }
+
+    /// Says who is behind prefixes.
+    pub(crate) fn set_prefix_identities(
+        &self,
+        entries: &[PrefixIdentity],
+    ) -> Result<PrefixCount, Error> {
+        for entry in entries {
+            check(entry.identity)?;
+            check_prefix(entry.prefix)?;
+            if self.is_endpoint(entry.prefix.ip()) && is_whole(entry.prefix) {
+                return Err(Error::Conflict(format!(
+                    "{} is an endpoint's of this node: set that one's identity",
+                    entry.prefix.ip()
+                )));
+            }
+        }
+        let mut identities = self.identities();
+        let pairs: Vec<_> = entries.iter().map(|entry| (entry.prefix, entry.identity)).collect();
+        self.datapath.set_identities(&pairs).map_err(of_prefixes("set"))?;
+        let changes = pairs.iter().map(|(prefix, one)| store::put_identity(*prefix, *one));
+        // What is not on the disk in the end is taken out of the datapath by the next start.
+        self.ipam.begin(changes.collect())?.wait()?;
+        identities.extend(pairs);
+        Ok(PrefixCount { prefixes: entries.len() as u64 })
+    }
+
+    /// Forgets who is behind prefixes.
+    pub(crate) fn forget_prefix_identities(
+        &self,
+        prefixes: &[IpNetwork],
+    ) -> Result<PrefixCount, Error> {
+        let mut identities = self.identities();
+        let known: Vec<IpNetwork> =
+            prefixes.iter().filter(|prefix| identities.contains_key(prefix)).copied().collect();
+        let in_datapath: Vec<IpNetwork> = known
+            .iter()
+            .filter(|prefix| !(is_whole(**prefix) && self.is_endpoint(prefix.ip())))
+            .copied()
+            .collect();
+        self.datapath.forget_identities(&in_datapath).map_err(of_prefixes("forget"))?;
+        let changes = known.iter().map(|prefix| store::remove_identity(*prefix));
+        self.ipam.begin(changes.collect())?.wait()?;
+        identities.retain(|prefix, _| !known.contains(prefix));
+        Ok(PrefixCount { prefixes: known.len() as u64 })
+    }
+
+    /// Removes what no packet is judged by any more.
+    pub(crate) fn tidy(&self) -> Result<(), Error> {
+        self.datapath.tidy().map_err(|source| {
+            let object = "policies that nobody has".into();
+            Error::Datapath { operation: "remove", object, source }
+        })
+    }
+
+    /// An endpoint's addresses are somebody else's again, of whom something may have been said.
+    pub(super) fn tell_again(&self, addresses: &[IpAddr]) {
+        let identities = self.identities();
+        let told = addresses.iter().map(|address| IpNetwork::from(*address));
+        let told: Vec<_> =
+            told.filter_map(|prefix| Some((prefix, *identities.get(&prefix)?))).collect();
+        if !told.is_empty()
+            && let Err(error) = self.datapath.set_identities(&told)
+        {
+            tracing::warn!(error = chain(&*error), ?told, "telling who is behind addresses");
+        }
+    }
+
+    /// The datapath has refused what is on the disk already.
+    fn take_back(&self, changes: Vec<podwire_ipam::durable::Change>) {
+        let undone = self.ipam.begin(changes).and_then(|begun| begun.wait());
+        if let Err(error) = undone {
+            tracing::warn!(error = chain(&error), "undoing a record that the datapath refused");
+        }
+    }
+
+    fn is_endpoint(&self, address: IpAddr) -> bool {
+        self.endpoints().values().any(|endpoint| endpoint.addresses.contains(&address))
+    }
+
+    pub(super) fn policies(&self) -> MutexGuard<'_, BTreeMap<EndpointId, Policy>> {
+        self.policies.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn identities(&self) -> MutexGuard<'_, BTreeMap<IpNetwork, u32>> {
+        self.identities.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// On which terms an endpoint is in the datapath. What nobody has said anything of stays as it is.
+pub(crate) fn terms(endpoint: &Endpoint, policy: Option<&Policy>) -> Result<Terms, Error> {
+    let policy = policy.map(compile).transpose()?;
+    Ok(Terms { identity: endpoint.identity, policy })
+}
+
+fn compile(said: &Policy) -> Result<Compiled, Error> {
+    let wrong = |error: &dyn std::error::Error| Error::Invalid(chain(error));
+    let direction = |said: &PolicyDirection, name: &str| {
+        let rules = said.rules.iter().zip(1..).map(|(rule, number)| {
+            let parsed = || -> Result<policy::Rule, ParseError> {
+                Ok(policy::Rule {
+                    action: action(rule.action),
+                    peer: rule.peer.parse()?,
+                    protocol: rule.protocol.parse()?,
+                    ports: rule.ports.parse()?,
+                })
+            };
+            parsed().map_err(|error| Error::Invalid(format!("{name} rule {number}: {error}")))
+        });
+        let rules = rules.collect::<Result<_, _>>()?;
+        Ok::<_, Error>(policy::Direction { default: action(said.default), rules })
+    };
+    let ingress = direction(&said.ingress, "ingress")?;
+    let egress = direction(&said.egress, "egress")?;
+    Compiled::of(&policy::Policy { ingress, egress }).map_err(|error| wrong(&error))
+}
+
+fn action(said: PolicyAction) -> policy::Action {
+    match said {
+        PolicyAction::Allow => policy::Action::Allow,
+        PolicyAction::Deny => policy::Action::Deny,
+    }
+}
+
+fn check(identity: u32) -> Result<(), Error> {
+    match identity {
+        1..=MAX_IDENTITY => Ok(()),
+        _ => Err(Error::Invalid(format!("identity {identity}: they are 1 to {MAX_IDENTITY}"))),
+    }
+}
+
+fn check_prefix(prefix: IpNetwork) -> Result<(), Error> {
+    if prefix.ip() != prefix.network() {
+        let (network, length) = (prefix.network(), prefix.prefix());
+        return Err(Error::Invalid(format!(
+            "{prefix} is no prefix; did you mean {network}/{length}?"
+        )));
+    }
+    match prefix.ip() {
+        IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some() => {
+            Err(Error::Invalid(format!("{prefix}: say it as IPv4")))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn is_whole(prefix: IpNetwork) -> bool {
+    IpNetwork::from(prefix.ip()) == prefix
+}
+
+fn of_policy(operation: &'static str, id: &EndpointId) -> impl FnOnce(Source) -> Error + use<> {
+    let object = format!("the policy of {id}");
+    move |source| Error::Datapath { operation, object, source }
+}
+
+fn of_prefixes(operation: &'static str) -> impl FnOnce(Source) -> Error {
+    move |source| Error::Datapath { operation, object: "who is behind prefixes".into(), source }
+}

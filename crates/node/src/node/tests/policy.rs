@@ -1,0 +1,132 @@
+//! What endpoints may send and receive, and who is behind addresses.
+
+use podwire_api::{Policy, PolicyAction, PolicyDirection, PolicyRule, PrefixIdentity};
+
+use super::*;
+
+fn rule(peer: &str, protocol: &str, ports: &str) -> PolicyRule {
+    let (peer, protocol, ports) = (peer.into(), protocol.into(), ports.into());
+    PolicyRule { action: PolicyAction::Allow, peer, protocol, ports }
+}
+
+fn only(rules: Vec<PolicyRule>) -> Policy {
+    let ingress = PolicyDirection { default: PolicyAction::Deny, rules };
+    Policy { ingress, ..Policy::default() }
+}
+
+fn entry(prefix: &str, identity: u32) -> PrefixIdentity {
+    PrefixIdentity { prefix: prefix.parse().unwrap(), identity }
+}
+
+/// What a later start finds on the disk.
+fn reopened(bench: Bench) -> store::Opened {
+    let Bench { node, folder, .. } = bench;
+    let path = folder.path().join("podwire.redb");
+    let name = node.config.name.clone();
+    drop(node);
+    store::open(&path, &name, "boot").unwrap()
+}
+
+#[test]
+fn a_policy_is_kept_until_it_or_its_endpoint_goes() {
+    let bench = bench();
+    let (c1, c2) = (id("c1"), id("c2"));
+    let http = only(vec![rule("everybody", "tcp", "80")]);
+    let unknown = bench.node.set_policy(&c1, &http).unwrap_err();
+    assert_eq!(unknown.body().code, ErrorCode::NotFound);
+    bench.add("c1", 7).unwrap();
+    bench.add("c2", 8).unwrap();
+    assert_eq!(bench.node.policy(&c1).unwrap(), Policy::default());
+    assert_eq!(bench.node.set_policy(&c1, &http).unwrap(), http);
+    bench.node.set_policy(&c2, &http).unwrap();
+    assert_eq!(bench.node.policy(&c1).unwrap(), http);
+    assert!(!bench.datapath.terms(7).unwrap().policy.unwrap().permits_all());
+    assert_eq!(bench.node.delete_policy(&c1).unwrap(), Removed::Removed);
+    assert_eq!(bench.node.delete_policy(&c1).unwrap(), Removed::Absent);
+    assert!(bench.datapath.terms(7).unwrap().policy.unwrap().permits_all());
+    bench.node.set_policy(&c1, &http).unwrap();
+    bench.node.delete(&c2).unwrap();
+    assert_eq!(reopened(bench).policies, BTreeMap::from([(c1, http)]));
+}
+
+#[test]
+fn a_refused_policy_leaves_the_last_one() {
+    let bench = bench();
+    bench.add("c1", 7).unwrap();
+    let c1 = id("c1");
+    let http = only(vec![rule("everybody", "tcp", "80")]);
+    bench.node.set_policy(&c1, &http).unwrap();
+    for (wrong, said) in [
+        (rule("everyone", "tcp", "80"), "ingress rule 2: peer \"everyone\""),
+        (rule("everybody", "icmp", "80"), "icmp has no ports"),
+        (rule("10.1.2.3/8", "tcp", "80"), "10.0.0.0/8?"),
+    ] {
+        let policy = only(vec![rule("everybody", "tcp", "443"), wrong]);
+        let error = bench.node.set_policy(&c1, &policy).unwrap_err();
+        assert_eq!(error.body().code, ErrorCode::Invalid);
+        assert!(error.to_string().contains(said), "{error}");
+    }
+    bench.datapath.fail_next("set_terms");
+    bench.node.set_policy(&c1, &only(vec![])).unwrap_err();
+    assert_eq!(bench.node.policy(&c1).unwrap(), http);
+    assert_eq!(reopened(bench).policies, BTreeMap::from([(c1, http)]));
+}
+
+#[test]
+fn an_endpoint_that_is_made_again_has_its_policy_from_the_first_packet_on() {
+    let bench = bench();
+    let addresses = bench.add("c1", 7).unwrap().addresses;
+    let c1 = id("c1");
+    bench.node.set_policy(&c1, &only(vec![])).unwrap();
+    assert_eq!(bench.node.set_identity(&c1, 4711).unwrap().identity, 4711);
+    bench.links.remove(7);
+    bench.plug("c1", 9);
+    let endpoint = bench.node.create(&c1, &Bench::request("c1", 9, &addresses)).unwrap();
+    assert_eq!(endpoint.identity, 4711);
+    let terms = bench.datapath.terms(9).unwrap();
+    assert_eq!((terms.identity, terms.policy.is_some_and(|one| !one.permits_all())), (4711, true));
+    assert_eq!(bench.node.policy(&c1).unwrap(), only(vec![]));
+    assert!(bench.node.set_identity(&c1, 0).is_err());
+    let opened = reopened(bench);
+    assert_eq!(opened.endpoints[0].identity, 4711);
+    assert_eq!(opened.policies.len(), 1);
+}
+
+#[test]
+fn prefixes_are_kept_and_endpoints_are_not_among_them() {
+    let bench = bench();
+    let own = bench.add("c1", 7).unwrap().addresses[0];
+    let (wide, whole) = (entry("192.0.2.0/24", 700), entry("2001:db8::1/128", 701));
+    assert_eq!(bench.node.set_prefix_identities(&[wide, whole]).unwrap().prefixes, 2);
+    for (wrong, code) in [
+        (entry("192.0.2.1/24", 700), ErrorCode::Invalid),
+        (entry("192.0.2.0/24", 0), ErrorCode::Invalid),
+        (entry(&own.to_string(), 700), ErrorCode::Conflict),
+    ] {
+        let error = bench.node.set_prefix_identities(&[whole, wrong]).unwrap_err();
+        assert_eq!(error.body().code, code, "{error}");
+    }
+    assert_eq!(bench.node.prefix_identities(), [wide, whole]);
+    let forgotten = [wide.prefix, "10.0.0.0/8".parse().unwrap()];
+    assert_eq!(bench.node.forget_prefix_identities(&forgotten).unwrap().prefixes, 1);
+    assert_eq!(bench.datapath.identities().unwrap(), [(whole.prefix, 701)]);
+    assert_eq!(reopened(bench).identities, BTreeMap::from([(whole.prefix, 701)]));
+}
+
+#[test]
+fn a_start_tells_the_datapath_what_is_on_record_and_nothing_else() {
+    let bench = bench();
+    let prefix = |text: &str| text.parse::<IpNetwork>().unwrap();
+    bench
+        .datapath
+        .set_identities(&[(prefix("10.7.0.0/16"), 1000), (prefix("10.8.0.0/16"), 8)])
+        .unwrap();
+    let recorded = BTreeMap::from([(prefix("10.8.0.0/16"), 8), (prefix("10.9.0.0/16"), 9)]);
+    let before = super::super::policy::Before::OnRecord;
+    let node = bench.node.with_policies(BTreeMap::new(), recorded.clone(), before).unwrap().0;
+    assert_eq!(bench.datapath.identities().unwrap(), Vec::from_iter(recorded));
+    // After the loss of the records the datapath says what was said.
+    let before = super::super::policy::Before::Unknown;
+    let node = node.with_policies(BTreeMap::new(), BTreeMap::new(), before).unwrap().0;
+    assert_eq!(node.prefix_identities().len(), 2);
+}
