@@ -1,11 +1,14 @@
 //! Changes of what a node's tables say: whole, as user space makes them, or as far as it has come.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv6Addr},
+};
 
 use podwire_bpf::Prefix;
 use podwire_datapath::abi::{
     Address, Be32, CHANGING, Flow, IpcacheEntry, NodeConfig, NodeState, PolicyKey, PolicyRef,
-    PolicyRow, PortRule, Protocol, Slot, identity, policy_flag, recent, remote_place, slot_flag,
+    PolicyRow, Slot, identity, policy_flag, recent, remote_place, slot_flag,
 };
 
 use super::{
@@ -15,63 +18,9 @@ use super::{
     },
     build::Input,
     rows::{self, STACK},
+    rules::{ROWS, RULES},
     talk::OUTSIDE,
 };
-
-/// What may hold for ports, row by row of [`ROWS`].
-pub const RULES: &[PortRule] = &rules();
-
-const TCP: Protocol = Protocol::TCP;
-const UDP: Protocol = Protocol::UDP;
-const LAST: (Protocol, u16) = (Protocol(255), u16::MAX);
-
-/// The last row has as many rules as a row may have.
-const SMALL_RULES: usize = 13;
-const MANY: usize = PortRule::MOST as usize;
-
-/// Rows of rules: the first one's place, and how many.
-const ROWS: [(u32, u32); 9] = [
-    (0, 0),
-    (0, 1),
-    (1, 1),
-    (2, 1),
-    (3, 1),
-    (4, 5),
-    (9, 3),
-    (12, 1),
-    (SMALL_RULES as u32, MANY as u32),
-];
-
-const fn rules() -> [PortRule; SMALL_RULES + MANY] {
-    const fn range(first: (Protocol, u16), last: (Protocol, u16), deny: u32) -> PortRule {
-        PortRule {
-            first: PortRule::place(first.0, first.1),
-            last: PortRule::place(last.0, last.1) | deny,
-        }
-    }
-    const DENY: u32 = PortRule::DENY;
-    let mut rules = [range((TCP, 80), (TCP, 80), 0); SMALL_RULES + MANY];
-    rules[1] = range((TCP, 80), (TCP, 80), DENY);
-    rules[2] = range((Protocol(0), 0), LAST, 0);
-    rules[3] = range((Protocol(0), 0), LAST, DENY);
-    rules[4] = range((TCP, 0), (TCP, 79), DENY);
-    rules[5] = range((TCP, 80), (TCP, 80), 0);
-    rules[6] = range((TCP, 81), (TCP, u16::MAX), DENY);
-    rules[7] = range((UDP, 50), (UDP, 53), 0);
-    rules[8] = range((UDP, 54), LAST, DENY);
-    rules[9] = range((Protocol::ICMP, 0), (Protocol::ICMP, 0), 0);
-    rules[10] = range((UDP, 53), (UDP, 53), DENY);
-    rules[11] = range((Protocol::ICMPV6, 0), (Protocol::ICMPV6, 0), 0);
-    rules[12] = range((TCP, 80), (UDP, 53), 0);
-    let mut one = 0;
-    while one < MANY {
-        let port = 2 * one as u16;
-        let deny = if one % 3 == 0 { DENY } else { 0 };
-        rules[SMALL_RULES + one] = range((TCP, port), (TCP, port), deny);
-        one += 1;
-    }
-    rules
-}
 
 const IDENTITIES: [u32; 5] = [identity::HOST, identity::WORLD, identity::UNMANAGED, 100, 101];
 /// Identities that endpoints have: none is the node.
@@ -173,7 +122,7 @@ impl<'n> Changes<'n> {
     fn change(&mut self, what: u8, input: &mut Input<'_>, stage: Stage) {
         match what % 13 {
             0 | 1 => self.flag(input, stage),
-            2 | 3 | 4 => self.set_policy(input, stage),
+            2..=4 => self.set_policy(input, stage),
             5 => self.configure(input, stage),
             6 => self.set_identity(input, stage),
             7 => self.set_remote(input, stage),
@@ -335,7 +284,7 @@ impl<'n> Changes<'n> {
         self.make(marks, stage, |maps| {
             let slot = maps.slots.get(from).unwrap();
             maps.edit_slot(from, |from| *from = emptied(from, ticket));
-            let generation = maps.slots.get(to).unwrap().generation + 1 | 1;
+            let generation = taken(maps.slots.get(to).unwrap().generation);
             maps.slots
                 .set(to, &Slot { changed: CHANGING, born: ticket, generation, ..slot })
                 .unwrap();
@@ -372,7 +321,7 @@ impl<'n> Changes<'n> {
             if !is_given {
                 return;
             }
-            let generation = maps.slots.get(to).unwrap().generation + 1 | 1;
+            let generation = taken(maps.slots.get(to).unwrap().generation);
             let slot = Slot {
                 changed: CHANGING,
                 generation,
@@ -589,17 +538,17 @@ fn emptied(slot: &Slot, ticket: u64) -> Slot {
 fn prefix_of(address: IpAddr, length: u32) -> Prefix<Address> {
     // What is behind it is zero.
     let mask = u128::MAX.checked_shl(128 - length).unwrap_or(0);
-    let bits = u128::from_be_bytes(bytes(address.into())) & mask;
-    let [a, b, c, d] = [96, 64, 32, 0].map(|shift| Be32::new((bits >> shift) as u32));
-    Prefix::new(Address([a, b, c, d]), length).unwrap()
+    let v6 = match address {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped(),
+        IpAddr::V6(v6) => v6,
+    };
+    let first = Ipv6Addr::from(u128::from(v6) & mask);
+    Prefix::new(Address::from_ipv6(first.octets()), length).unwrap()
 }
 
-fn bytes(address: Address) -> [u8; 16] {
-    let mut bytes = [0; 16];
-    for (four, word) in bytes.chunks_exact_mut(4).zip(address.0) {
-        four.copy_from_slice(&word.get().to_be_bytes());
-    }
-    bytes
+/// The generation of a slot's next holder.
+const fn taken(last: u32) -> u32 {
+    (last + 1) | 1
 }
 
 fn nth<T>(mut items: impl ExactSizeIterator<Item = T>, number: u8) -> Option<T> {

@@ -13,6 +13,7 @@
 mod build;
 mod changes;
 mod rows;
+mod rules;
 mod talk;
 
 use std::collections::BTreeMap;
@@ -64,7 +65,7 @@ impl<'n> Differential<'n> {
             slots: vec![model::Slot::default(); maps.slots.len() as usize],
             flows: model::Flows { room: maps.flows.max_entries() as usize, ..Default::default() },
             policies: model::Policies {
-                rules: changes::RULES.iter().map(rows::rule).collect(),
+                rules: rules::RULES.iter().map(rows::rule).collect(),
                 ..Default::default()
             },
             ..model::Node::default()

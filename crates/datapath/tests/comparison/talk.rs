@@ -124,6 +124,9 @@ impl Talk {
         if input.rarely(8) {
             build::change_bytes(input, &mut quote, 1);
         }
+        if let (IpAddr::V4(to), Some(pod), true) = (to.address, from.pod, input.rarely(8)) {
+            return self.error_in_disguise(input, node, pod, to, &payload);
+        }
         // Mostly from who received it, to who sent it.
         let router = Party {
             address: if from.address.is_ipv4() { ROUTER4.into() } else { ROUTER6.into() },
@@ -144,6 +147,24 @@ impl Talk {
         let mut message = vec![input.choose(kinds), 0, 0, 0, 0, 0, 0, 0];
         message.extend(quote);
         self.at_hook(input, node, sender, receiver, protocol, &message)
+    }
+
+    /// An ICMPv6 error that quotes what no IPv6 packet can be, to look as if it were about an IPv4 flow.
+    fn error_in_disguise(
+        &self,
+        input: &mut Input<'_>,
+        node: &Node,
+        pod: Pod,
+        to: Ipv4Addr,
+        payload: &[u8],
+    ) -> Packet {
+        let none = Link { from: [0; 6], to: [0; 6] };
+        let mapped = IpAddr::V6(to.to_ipv6_mapped());
+        let quote = none.ip(pod.v6.into(), mapped, self.protocol, payload)[14..].to_vec();
+        let message = [&[1, 0, 0, 0, 0, 0, 0, 0][..], &quote].concat();
+        let outside = Party { address: OUTSIDE[4], port: 0, pod: None };
+        let receiver = Party { address: pod.v6.into(), port: 0, pod: Some(pod) };
+        self.at_hook(input, node, outside, receiver, ICMPV6, &message)
     }
 
     fn transport(&self, speaker: usize, flags: u8) -> Vec<u8> {
