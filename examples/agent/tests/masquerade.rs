@@ -512,6 +512,30 @@ fn a_bridge_is_an_uplink_and_its_port_is_none() {
 
 #[test]
 #[ignore = "needs root: a node in namespaces of its own"]
+fn a_device_on_top_of_another_is_an_uplink_and_the_lower_one_is_none() {
+    let world = World::with(&[], |host, router| {
+        let theirs = ["198.51.100.254/24", "2001:db8:1::fe/64"];
+        connect(host, router, ["eth0", "wan0"], &[], &theirs);
+        let add = ["link", "add", "link", "eth0", "name", "top0", "type", "macvlan"];
+        assert!(host.command("ip").args(add).status().unwrap().success());
+        host.run(|| {
+            set_up("top0", &["198.51.100.1/24", "2001:db8:1::1/64"]);
+            default_routes(ROUTER, "top0", 100);
+        });
+    });
+    let pod = world.node.add("a");
+    for (address, node, server) in families(&pod) {
+        let (from, there) = (udp(&pod.pod, at(address, 0)), udp(&world.server, at(server, 0)));
+        assert_eq!(exchange(&from, &there), at(node, from.local_addr().unwrap().port()));
+    }
+    let top = world.node.host.run(|| interface::index("top0")).unwrap();
+    for mapping in world.mappings(&["--protocol", "udp"]) {
+        assert_eq!(mapping["ifindex"], top, "{mapping}");
+    }
+}
+
+#[test]
+#[ignore = "needs root: a node in namespaces of its own"]
 fn conversations_outlive_the_agent() {
     let mut world = World::new(&[]);
     let pod = world.node.add("a");
