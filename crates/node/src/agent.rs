@@ -32,8 +32,7 @@ use crate::seam::{Datapath, Flows, Links};
 use crate::settings::Settings;
 use crate::store::Opened;
 use crate::{
-    AttachChoice, Config, Error, folder, metrics, node, notes, pools, router, server,
-    store, watch,
+    AttachChoice, Config, Error, folder, metrics, node, notes, pools, router, server, store, watch,
 };
 
 /// How often leases that nobody used are looked for.
