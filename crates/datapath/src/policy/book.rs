@@ -106,7 +106,7 @@ impl Book {
     #[cfg(test)]
     pub(crate) fn of(rows: &Rows) -> Self {
         let mut book = Self::new(Sizes { rows: 1 << 16, rules: 1 << 16 });
-        book.take_up(rows, &Rows::default()).expect("room");
+        book.take_up(rows, &Rows::default()).expect("room for a test's rows");
         book
     }
 
