@@ -1,5 +1,7 @@
 //! Compiled rows judge every packet as the rules they were made of.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;

@@ -42,14 +42,17 @@ fn unset(node: &Node, pod: &TestPod) {
 }
 
 /// Listens in a pod, at both of its addresses.
-struct Server(Vec<Responder>);
+struct Server {
+    _responders: Vec<Responder>,
+}
 
 impl Server {
     fn tcp(pod: &TestPod, port: u16) -> Self {
-        Self(pod.pod.run(|| {
+        let responders = pod.pod.run(|| {
             let at = |address| Responder::tcp(SocketAddr::new(address, port)).unwrap();
             pod.addresses().into_iter().map(at).collect()
-        }))
+        });
+        Self { _responders: responders }
     }
 }
 
@@ -261,6 +264,12 @@ fn whoever_is_beyond_the_node_is_judged_by_prefix_and_identity() {
         assert_eq!(both[0], both[1], "the families differ");
         both[0]
     };
+    // The kernel takes its time over the addresses of the new link.
+    let is_open = |address: &str| {
+        let ping = Ping::new(address.parse().unwrap()).patience(PATIENCE);
+        a.pod.run(|| ping.run()).unwrap().is_complete()
+    };
+    until("the way beyond the node is open", || BEYOND.into_iter().chain(second).all(is_open));
     assert!(reaches(BEYOND) && reaches(second) && reached(BEYOND) && reached(second));
     // By prefixes, a narrow one denied within a wide one allowed.
     let rules = json!({"default": "deny", "rules": [

@@ -2,7 +2,7 @@
 //! worked out on a copy, which takes the place of the book when they are written.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet, btree_map::Entry},
     sync::Arc,
 };
 
@@ -106,7 +106,7 @@ impl Book {
     #[cfg(test)]
     pub(crate) fn of(rows: &Rows) -> Self {
         let mut book = Self::new(Sizes { rows: 1 << 16, rules: 1 << 16 });
-        book.take_up(rows, &Rows::default()).expect("room");
+        book.take_up(rows, &Rows::default()).expect("room for a test's rows");
         book
     }
 
@@ -366,9 +366,8 @@ impl Book {
             let held = Arc::make_mut(held);
             let expected = book.expected(&held.rows);
             for (&subject, list) in &expected {
-                if !held.written.contains_key(&subject) {
-                    let row = book.place(list, &mut mend.writes)?;
-                    held.written.insert(subject, row);
+                if let Entry::Vacant(missing) = held.written.entry(subject) {
+                    let row = *missing.insert(book.place(list, &mut mend.writes)?);
                     mend.writes.rows.push((PolicyKey { policy: number, subject }, row));
                 }
             }
