@@ -391,7 +391,7 @@ fn matters(event: &Event) -> bool {
         Event::Lost => true,
         Event::Present(object) | Event::Absent(object) => match object {
             Object::Link(link) => {
-                !is_ours(link) && !(link.is_veth() && link.name.as_bytes().starts_with(b"pw"))
+                !(is_ours(link) || link.is_veth() && link.name.as_bytes().starts_with(b"pw"))
             }
             Object::Address(_) => true,
             // Prefixes of pods come with a route of ours.

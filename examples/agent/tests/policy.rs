@@ -482,7 +482,7 @@ fn the_command_line_says_shows_and_flushes() {
     let said = node.cli(&["policy", "set", &container, "--file", rules.path().to_str().unwrap()]);
     assert_eq!(said["ingress"]["rules"][0]["ports"], "80");
     assert_eq!(node.cli(&["policy", "show", &container]), said);
-    let endpoint = node.cli(&["endpoint", "identity", &a.id().container_id.to_string(), "4711"]);
+    let endpoint = node.cli(&["endpoint", "identity", a.id().container_id.as_ref(), "4711"]);
     assert_eq!(endpoint["identity"], 4711);
     node.cli(&["ipcache", "set", "192.0.2.0/28", "700"]);
     assert_eq!(

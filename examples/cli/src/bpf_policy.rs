@@ -273,6 +273,7 @@ fn covers(wide: &IpNetwork, narrow: &IpNetwork) -> bool {
     wide.prefix() <= narrow.prefix() && wide.contains(narrow.ip())
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "as `map_err` gives it")]
 fn failed(error: podwire_datapath::Error) -> Failure {
     Failure::of(&error)
 }

@@ -198,7 +198,7 @@ impl Node {
 
     /// The datapath has refused what is on the disk already.
     fn take_back(&self, changes: Vec<podwire_ipam::durable::Change>) {
-        let undone = self.ipam.begin(changes).and_then(|begun| begun.wait());
+        let undone = self.ipam.begin(changes).and_then(podwire_ipam::durable::Ticket::wait);
         if let Err(error) = undone {
             tracing::warn!(error = chain(&error), "undoing a record that the datapath refused");
         }
