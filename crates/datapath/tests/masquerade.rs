@@ -490,6 +490,14 @@ fn fragments_go_the_way_of_their_first() {
                 let left = fragments(&long(at(node, port), there));
                 let arriving = fragments(&long(there, at(node, port)));
                 let arrived = fragments(&long(there, at(pod, 50000)));
+                // Too big, says a router of the first.
+                let router = outside;
+                let kind = if pod.is_ipv4() { 3 } else { 2 };
+                uplink.leaves(&leaving[0]);
+                uplink.unmasquerades(
+                    &error(router, node, &left[0], kind, 1000),
+                    &error(router, pod, &leaving[0], kind, 1000),
+                );
                 for part in 0..2 {
                     uplink.masquerades(&leaving[part], &left[part]);
                     uplink.unmasquerades(&arriving[part], &arrived[part]);

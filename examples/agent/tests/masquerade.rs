@@ -186,6 +186,14 @@ fn pods_reach_outside_under_the_nodes_address() {
         for (address, node, server) in families(&pod) {
             let target = world.server.run(|| EchoReceiver::udp(at(server, 0))).unwrap();
             for size in [56, 1200, 4000] {
+                // An IPv6 sender learns by his first packets that the way is narrow.
+                until(&format!("{size} bytes come back from {server}"), || {
+                    let ping = || {
+                        let patience = Duration::from_millis(200);
+                        Ping::new(server).count(1).size(size).patience(patience).run()
+                    };
+                    pod.pod.run(ping).unwrap().is_complete()
+                });
                 let ping = || Ping::new(server).count(3).size(size).run();
                 let report = pod.pod.run(ping).unwrap();
                 assert!(report.is_complete(), "{mode}: {server}, {size} bytes: {report}");
@@ -212,7 +220,10 @@ fn pods_reach_outside_under_the_nodes_address() {
             let report = transfer.stop();
             assert!(report.is_complete() && report.returned > 100_000, "{report:?}");
         }
-        assert_eq!(world.node.drops(), [] as [&str; 0]);
+        // The node refuses a first fragment that is too big for the way, and the others are orphans.
+        let mut drops = world.node.drops();
+        drops.retain(|drop| !drop.starts_with("to_netdev unknown-fragment"));
+        assert_eq!(drops, [] as [&str; 0]);
         assert!(world.counted(Hook::ToNetdev, Reason::Masqueraded) > 0);
         assert!(world.counted(Hook::FromNetdev, Reason::Unmasqueraded) > 0);
     }

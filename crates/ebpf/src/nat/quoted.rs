@@ -5,7 +5,7 @@ use podwire_abi::{Address, Be32, NatEntry, Protocol, Reason, nat_direction};
 
 use super::{
     is_inbound, is_masqueraded,
-    packet::{Packet, load},
+    packet::{FRAGMENT, Packet, load},
     rewrite::{self, End, Places, adjusted, changed, difference},
     untranslated,
 };
@@ -95,8 +95,9 @@ pub extern "C" fn nat_quoted(
     }
 }
 
-/// The quoted packet. Of IPv6 only quotes without extension headers are understood, and of fragments none
-/// but the first: the others have no ports.
+/// The quoted packet. Of IPv6 only quotes without extension headers but a fragment's are understood, and of
+/// fragments none but the first: the others have no ports. What is not understood goes to the node, which
+/// learns from a packet that was too big, and tells the pod by itself when the next one comes.
 #[inline(always)]
 fn read(ctx: &TcContext, error: &Packet, quote: &mut Packet) -> Option<()> {
     let network = error.transport + 8;
@@ -119,8 +120,17 @@ fn read(ctx: &TcContext, error: &Packet, quote: &mut Packet) -> Option<()> {
             return None;
         }
         (quote.source, quote.destination) = load(ctx, network + 8)?;
-        quote.protocol = Protocol(header[1].to_ne_bytes()[2]);
+        let mut next = header[1].to_ne_bytes()[2];
         quote.transport = network + IPV6_LEN;
+        if next == FRAGMENT {
+            let [following, _, high, low] = load::<u32>(ctx, quote.transport)?.to_ne_bytes();
+            if u16::from_be_bytes([high, low]) >> 3 != 0 {
+                return None;
+            }
+            next = following;
+            quote.transport += 8;
+        }
+        quote.protocol = Protocol(next);
     }
     match quote.protocol {
         Protocol::TCP | Protocol::UDP | Protocol::SCTP => {
