@@ -9,24 +9,27 @@ use std::{fmt::Debug, net::IpAddr};
 
 use libfuzzer_sys::fuzz_target;
 use podwire_abi::{
-    Address, Counter, EthernetPair, FlowEntry, FlowKey, FragmentKey, FragmentPorts, IpcacheEntry,
-    NodeConfig, Slot,
+    Address, Counter, EthernetPair, Flow, FlowKey, FragmentKey, FragmentPorts, IpcacheEntry,
+    NatEntry, NatKey, NodeConfig, NodeState, Pending, PolicyKey, PolicyRow, PortRule, Slot,
+    Verdict, remote_place, tcp_seen,
 };
 use podwire_bpf::{Prefix, fuzzing};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 fuzz_target!(|input: &[u8]| {
     let Some((choice, bytes)) = input.split_first() else { return };
-    match choice % 10 {
+    match choice % 12 {
         0 => address(bytes),
         1 => flow_key(bytes),
         2 => slot(bytes),
-        3 => drop(layout::<FlowEntry>(bytes)),
+        3 => flow(bytes),
         4 => drop((layout::<FragmentKey>(bytes), layout::<FragmentPorts>(bytes))),
         5 => drop((layout::<NodeConfig>(bytes), layout::<IpcacheEntry>(bytes))),
         6 => per_cpu::<Counter>(bytes),
         7 => per_cpu::<[u8; 3]>(bytes),
         8 => prefix::<[u8; 4]>(bytes),
+        9 => drop((layout::<NatKey>(bytes), layout::<NatEntry>(bytes), layout::<NodeState>(bytes))),
+        10 => policy(bytes),
         _ => prefix::<[u8; 16]>(bytes),
     }
 });
@@ -50,15 +53,26 @@ fn address(bytes: &[u8]) {
 
 fn flow_key(bytes: &[u8]) {
     let Some(key) = layout::<FlowKey>(bytes) else { return };
-    let proper = FlowKey::new(
-        key.source,
-        key.destination,
-        key.source_port.get(),
-        key.destination_port.get(),
-        key.protocol,
-    );
-    assert_eq!(key.reversed().reversed(), proper);
-    assert_eq!(proper.as_bytes()[..37], key.as_bytes()[..37]);
+    assert_eq!(key.turned().turned(), key);
+    let there_and_back = key.mirrored(7, Address::UNSPECIFIED).mirrored(key.endpoint, key.peer);
+    assert_eq!(there_and_back.as_bytes()[4..], key.as_bytes()[4..]);
+    assert!(key.tag() < 1 << 10 && remote_place(&key.peer) < podwire_abi::REMOTES);
+}
+
+fn flow(bytes: &[u8]) {
+    let Some(flow) = layout::<Flow>(bytes) else { return };
+    let verdict = flow.verdict;
+    let parts = Verdict::new(verdict.stamp(), verdict.tag(), verdict.flags(), verdict.peer_slot());
+    assert_eq!(parts, verdict);
+    let sixteen = flow.tcp & 0xffff;
+    assert_eq!(tcp_seen::turned(tcp_seen::turned(sixteen)), sixteen);
+    let _ = layout::<Pending>(bytes);
+}
+
+fn policy(bytes: &[u8]) {
+    let _ = (layout::<PolicyKey>(bytes), layout::<PolicyRow>(bytes));
+    let Some(rule) = layout::<PortRule>(bytes) else { return };
+    assert!(rule.last_place() < PortRule::PLACES);
 }
 
 fn slot(bytes: &[u8]) {

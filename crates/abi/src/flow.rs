@@ -119,7 +119,7 @@ pub const fn fold(word: u64) -> u32 {
 /// |            stamp             |    tag     |  flags  |   peer slot   |
 /// ```
 ///
-/// - *stamp*: the node's ticket when the deciding began ([`NodeState::ticket`]). The verdict is believed
+/// - *stamp*: the node's ticket when the deciding began ([`NodeState::ticket`](crate::NodeState::ticket)). The verdict is believed
 ///   while nothing it rests on has a later one: the node, both ends.
 /// - *tag*: a few bits of the key. The kernel may give a deleted entry's memory to another flow while a
 ///   program that found it before is about to read it.
@@ -248,7 +248,7 @@ pub struct Flow {
     pub packets: u64,
     /// Their bytes, Ethernet headers included.
     pub bytes: u64,
-    /// [`NodeState::seconds`] at the last packet.
+    /// [`NodeState::seconds`](crate::NodeState::seconds) at the last packet.
     pub seen: u32,
     /// The same when the flow began.
     pub created: u32,
@@ -287,7 +287,7 @@ pub mod recent {
 pub struct Pending {
     /// What was decided about the direction that began it.
     pub verdict: Verdict,
-    /// [`NodeState::seconds`] at the last packet of either direction.
+    /// [`NodeState::seconds`](crate::NodeState::seconds) at the last packet of either direction.
     pub seen: u32,
     /// The same when the flow began.
     pub created: u32,

@@ -352,7 +352,9 @@ fn ten_thousand_entries_are_set_at_once() {
             start.elapsed()
         );
         let rules = (0..10_000_u32).map(|n| Rule {
-            peer: Peer::Cidr(IpNetwork::new(std::net::Ipv4Addr::from(20 << 24 | n << 8).into(), 24).unwrap()),
+            peer: Peer::Cidr(
+                IpNetwork::new(std::net::Ipv4Addr::from(20 << 24 | n << 8).into(), 24).unwrap(),
+            ),
             ..allow("everybody", "tcp", &n.to_string())
         });
         let start = Instant::now();
