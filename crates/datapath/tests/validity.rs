@@ -5,13 +5,14 @@
 
 mod node;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use node::{ACK, HOST_MAC, Marks, Node, Pod, SYN, on_node, tcp};
 use podwire_datapath::{
     Delivery,
     abi::{
-        Address, CHANGING, Flow, FlowEvent, PolicyRef, PolicyRow, Reason, policy_flag, remote_place,
+        Address, CHANGING, Flow, FlowEvent, Hook, PolicyRef, PolicyRow, Reason, policy_flag,
+        remote_place,
     },
 };
 use podwire_lab::probe::frame::Link;
@@ -219,5 +220,49 @@ fn another_flows_verdict_is_never_taken_for_ones_own() {
         assert_eq!(node.maps.flows.get(&key).unwrap(), Some(taken), "it is not this flow's");
         assert_eq!(node.maps.pending.entries().unwrap().len(), 1, "which begins");
         assert_eq!(slowly(node, &b, &answer), (false, Reason::Delivered));
+    });
+}
+
+#[test]
+#[ignore = "needs root: loads programs in a namespace of its own"]
+fn of_a_hundred_thousand_packets_under_a_thousand_unrelated_changes_few_are_judged_anew() {
+    const CHANGES: u32 = 1000;
+    const PACKETS: u32 = 100;
+    on_node(|node| {
+        let a = node.a;
+        let own = (Ipv4Addr::new(10, 1, 0, 9), Ipv6Addr::new(0xfd00, 1, 0, 0, 0, 0, 0, 9));
+        let c = Pod { v4: own.0, v6: own.1, ..node.c };
+        let (question, _) = open(node);
+        let far = (IpAddr::from([192, 0, 2, 1]), 80);
+        let client = (IpAddr::from(a.v4), 40000);
+        let outside = tcp(a.to_gateway(), client, far, ACK);
+        for frame in [&outside, &tcp(STACK, far, client, ACK), &outside] {
+            let hook = if frame == &outside { Hook::FromContainer } else { Hook::FromHost };
+            let at = if hook == Hook::FromHost { node.net_ifindex } else { a.ifindex };
+            node.run(hook, frame, at, 0);
+        }
+        let before = judged(node);
+        for n in 0..CHANGES {
+            match n % 4 {
+                // Each address is another one's, as in a cluster whose pods come and go.
+                0 | 1 => {
+                    let address = IpAddr::from((0x0a02_0000 + n).to_be_bytes());
+                    node.datapath.set_identities(&[(address.into(), 1000 + n)]).unwrap();
+                }
+                2 => {
+                    node.add("pwc", &c);
+                }
+                _ => {
+                    let _ = node.datapath.remove_endpoint("pwc", c.ifindex).unwrap();
+                }
+            }
+            for _ in 0..PACKETS / 2 {
+                node.run(Hook::FromContainer, &question, a.ifindex, 0);
+                node.run(Hook::FromContainer, &outside, a.ifindex, 0);
+            }
+        }
+        let anew = judged(node) - before;
+        println!("{anew} of {} packets were judged anew", CHANGES * PACKETS);
+        assert!(anew <= u64::from(CHANGES * PACKETS / 100), "{anew} packets were judged anew");
     });
 }
