@@ -49,6 +49,7 @@ pub fn from_container(ctx: &TcContext, number: u32, slot: &Slot) -> Option<Outco
 
 #[inline(always)]
 fn ipv4(ctx: &TcContext, frame: Frame, bytes: Bytes, number: u32, slot: &Slot) -> Option<Outcome> {
+    let protocol = protocol(read_u8::<23>(bytes), read_u8::<47>(bytes))?;
     let total_len = u32::from(u16::from_be(read_u16::<16>(bytes)));
     let is_whole = read_u16::<20>(bytes) & u16::from_be(0x3fff) == 0;
     let source = read_u32::<26>(bytes);
@@ -61,7 +62,6 @@ fn ipv4(ctx: &TcContext, frame: Frame, bytes: Bytes, number: u32, slot: &Slot) -
     {
         return None;
     }
-    let protocol = protocol(read_u8::<23>(bytes), read_u8::<47>(bytes))?;
     let destination = Words::from_ipv4(read_u32::<30>(bytes));
     let key = Key::sent(number, protocol, read_u32::<34>(bytes), destination);
     let known = known(&key, protocol, slot)?;
@@ -79,6 +79,7 @@ fn ipv4(ctx: &TcContext, frame: Frame, bytes: Bytes, number: u32, slot: &Slot) -
 #[inline(always)]
 fn ipv6(ctx: &TcContext, frame: Frame, number: u32, slot: &Slot) -> Option<Outcome> {
     let bytes = frame.at::<0, { ETH_LEN + IPV6_LEN + TRANSPORT_LEN }>().ok()?;
+    let protocol = protocol(read_u8::<20>(bytes), read_u8::<67>(bytes))?;
     let payload_len = u32::from(u16::from_be(read_u16::<18>(bytes)));
     let source = Words([read_u64::<22>(bytes), read_u64::<30>(bytes)]);
     let destination = Words([read_u64::<38>(bytes), read_u64::<46>(bytes)]);
@@ -90,7 +91,6 @@ fn ipv6(ctx: &TcContext, frame: Frame, number: u32, slot: &Slot) -> Option<Outco
     {
         return None;
     }
-    let protocol = protocol(read_u8::<20>(bytes), read_u8::<67>(bytes))?;
     let key = Key::sent(number, protocol, read_u32::<54>(bytes), destination);
     let known = known(&key, protocol, slot)?;
     if known.verdict.has(verdict_flag::TO_STACK) {

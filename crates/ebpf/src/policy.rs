@@ -73,7 +73,9 @@ fn search(row: PolicyRow, place: u32) -> Said {
 #[inline(never)]
 pub extern "C" fn search_rules(first: u32, end: u32, place: u32) -> u32 {
     let mut at = first;
-    let mut step = PortRule::MOST / 2;
+    // Most rows are short.
+    const SHORT: u32 = 8;
+    let mut step = if end.wrapping_sub(first) <= SHORT { SHORT / 2 } else { PortRule::MOST / 2 };
     while step != 0 {
         let next = at.wrapping_add(step);
         if next < end
