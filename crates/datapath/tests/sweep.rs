@@ -4,20 +4,16 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
     net::{IpAddr, Ipv4Addr},
     time::Instant,
 };
 
-use podwire_bpf::{
-    Array, HashMap, InsertMode, LpmTrie, LruHashMap, MapKey, MapValue, PerCpuArray, TypedMap,
-};
+use podwire_bpf::{Array, HashMap, InsertMode, LruHashMap, Map, TypedMap};
 use podwire_datapath::{
-    FlowDirection, FlowFilter, FlowPath, FlowState, Tables, Timeout, Timeouts,
+    Datapath, FlowDirection, FlowFilter, FlowPath, FlowState, Options, Tables, Timeout, Timeouts,
     abi::{
-        Address, Be16, Counter, Flow, FlowEvent, FlowKey, FragmentKey, FragmentPorts, IpcacheEntry,
-        METRICS_ENTRIES, NodeConfig, NodeState, Pending, PolicyKey, PolicyRow, PortRule, Protocol,
-        REMOTES, Slot, Verdict, direction, map, recent, tcp_seen, verdict_flag,
+        Address, Be16, Flow, FlowKey, NodeState, Pending, Protocol, Slot, Verdict, direction, map,
+        recent, tcp_seen, verdict_flag,
     },
 };
 use podwire_lab::Host;
@@ -47,34 +43,13 @@ fn with_maps(flows: u32, pending: u32, test: impl FnOnce(&Maps) + Send) {
 
 impl Maps {
     fn new(flows: u32, pending: u32) -> Self {
-        fs::create_dir_all(format!("{BPFFS}/maps")).unwrap();
-        fn hash<K: MapKey, V: MapValue>(name: &str, size: u32) -> HashMap<K, V> {
-            pinned(HashMap::create(name, size).unwrap(), name)
+        let options = Options { slots: SLOTS, flows, pending, ..Options::new(BPFFS) };
+        drop(Datapath::open(&options).unwrap());
+        fn open<M: TypedMap>(name: &str) -> M {
+            M::from_map(Map::open(format!("{BPFFS}/maps/{name}")).unwrap()).unwrap()
         }
-        fn array<V: MapValue>(name: &str, size: u32) -> Array<V> {
-            pinned(Array::create(name, size).unwrap(), name)
-        }
-        array::<NodeConfig>(map::CONFIG, 1);
-        let slots = array::<Slot>(map::SLOTS, SLOTS);
-        hash::<u32, u32>(map::LINKS, SLOTS);
-        let state = array::<NodeState>(map::STATE, 1);
-        hash::<Address, IpcacheEntry>(map::IPCACHE, SLOTS);
-        pinned(
-            LpmTrie::<Address, IpcacheEntry>::create(map::PREFIXES, SLOTS).unwrap(),
-            map::PREFIXES,
-        );
-        array::<u64>(map::REMOTES, REMOTES);
-        let flows = hash::<FlowKey, Flow>(map::FLOWS, flows);
-        let pending = LruHashMap::<FlowKey, Pending>::create(map::PENDING, pending).unwrap();
-        let pending = pinned(pending, map::PENDING);
-        hash::<PolicyKey, PolicyRow>(map::POLICY, SLOTS);
-        array::<PortRule>(map::POLICY_RULES, SLOTS);
-        let fragments = LruHashMap::<FragmentKey, FragmentPorts>::create(map::FRAGMENTS, SLOTS);
-        pinned(fragments.unwrap(), map::FRAGMENTS);
-        let metrics = PerCpuArray::<Counter>::create(map::METRICS, METRICS_ENTRIES);
-        pinned(metrics.unwrap(), map::METRICS);
-        let events = PerCpuArray::<u64>::create(map::FLOW_EVENTS, FlowEvent::ENTRIES);
-        pinned(events.unwrap(), map::FLOW_EVENTS);
+        let (slots, state): (Array<Slot>, Array<NodeState>) = (open(map::SLOTS), open(map::STATE));
+        let (flows, pending) = (open(map::FLOWS), open(map::PENDING));
         state.set(0, &NodeState { ticket: TICKET, seconds: NOW, ..NodeState::default() }).unwrap();
         let maps = Self { slots, flows, pending, tables: Tables::open(BPFFS).unwrap() };
         for number in 0..SLOTS / 2 {
@@ -111,11 +86,6 @@ impl Maps {
     fn count(&self) -> (usize, usize) {
         (self.flows.entries().unwrap().len(), self.pending.entries().unwrap().len())
     }
-}
-
-fn pinned<M: TypedMap>(map: M, name: &str) -> M {
-    map.as_map().pin(format!("{BPFFS}/maps/{name}")).unwrap();
-    map
 }
 
 fn address(slot: u32) -> Address {
