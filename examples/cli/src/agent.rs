@@ -305,8 +305,8 @@ mod tests {
     fn endpoints_are_listed() {
         let table = endpoint_table(&[endpoint("0123456789abcdef", "eth0")], 1075).to_string();
         let expected = "\
-ENDPOINT            POD          IPV4      IPV6  LINK             SLOT  DELIVERY  AGE
-0123456789abc/eth0  default/web  10.1.0.2  -     pwaaaaaaaaaaaaa     3  peer      1m15s
+ENDPOINT            POD          IPV4      IPV6  LINK             SLOT  IDENTITY  DELIVERY  AGE
+0123456789abc/eth0  default/web  10.1.0.2  -     pwaaaaaaaaaaaaa     3         3  peer      1m15s
 ";
         assert_eq!(plain(&table), expected);
         assert!(plain(&endpoint_text(&endpoint("c1", "eth0"), 1000)).contains("index 7"));
