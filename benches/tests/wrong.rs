@@ -16,9 +16,9 @@ use podwire_datapath::{
 /// So many that a single wrong entry among a hundred is met.
 const REPETITIONS: u64 = 20_000;
 
-fn forward(node: &Node) -> Case {
+fn established(node: &Node) -> Case {
     let all = cases(node);
-    all.into_iter().find(|case| case.name == "datapath/pod_to_pod/forward").unwrap()
+    all.into_iter().find(|case| case.name == "datapath/pod_to_pod/established").unwrap()
 }
 
 #[test]
@@ -76,7 +76,7 @@ fn every_packet_of_the_datapath_is_measured() {
 #[ignore = "needs root: a node in namespaces of its own"]
 fn another_verdict_ends_a_packet() {
     Node::run(|node| {
-        let case = forward(node);
+        let case = established(node);
         let slots = slots();
         let receiver = taken(&slots)[1];
 
@@ -101,7 +101,7 @@ fn another_verdict_ends_a_packet() {
 #[ignore = "needs root: a node in namespaces of its own"]
 fn other_bytes_or_another_way_end_a_packet() {
     Node::run(|node| {
-        let case = forward(node);
+        let case = established(node);
         let slots = slots();
         let [sender, receiver] = taken(&slots)[..] else { panic!("two pods") };
         let whole = slots.get(receiver).unwrap();

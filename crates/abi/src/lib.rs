@@ -102,7 +102,9 @@ pub mod map {
     pub const NAT_PODS: &str = "NAT_PODS";
     /// Prefix of [`Address`](crate::Address) to `u32` 1, trie: destinations to which they are not.
     pub const NAT_EXCLUDED: &str = "NAT_EXCLUDED";
-    /// Every map, in the order above.
+    /// Where programs make what is too large for their stack, per-CPU array; not pinned, and not in [`ALL`].
+    pub const SCRATCH: &str = "SCRATCH";
+    /// Every other map, in the order above.
     pub const ALL: [&str; 20] = [
         CONFIG,
         SLOTS,

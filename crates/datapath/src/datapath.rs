@@ -175,6 +175,8 @@ impl Datapath {
             .max_entries(map::NAT, options.mappings.saturating_mul(2))
             .global(SLOT_MASK, &slot_mask(options.slots))
             .pin_maps(&maps)
+            // Of no use to anybody but the programs that it was made with.
+            .unpinned(map::SCRATCH)
             .load()?;
         let tables = Tables {
             config: object.map(map::CONFIG)?,
