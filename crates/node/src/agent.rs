@@ -21,7 +21,7 @@ use crate::choice::Chooser;
 use crate::error::chain;
 use crate::flows::Collector;
 use crate::kernel::{Gone, KernelDatapath, KernelLinks};
-use crate::masquerade::{self, InIpcache, Uplinks};
+use crate::masquerade::{self, Uplinks};
 use crate::metrics::Measured;
 use crate::node::pools::prefixes;
 use crate::node::{Kernel, Node};
@@ -147,7 +147,7 @@ impl Agent {
             source: source.into(),
         })?;
         let programs = Arc::new(programs);
-        let uplinks = Uplinks::new(programs.clone(), config, Arc::new(InIpcache(programs.clone())));
+        let uplinks = Uplinks::new(programs.clone(), config);
         uplinks.arrange(&ipam.read(prefixes)?)?;
         let programs = Arc::new(KernelDatapath(programs));
         let flows = Collector::new(programs.clone() as Arc<dyn Flows>, settings.timeouts());

@@ -8,6 +8,7 @@ use podwire_api::{Effect, FlowUsage, MapUsage, Problem};
 use podwire_datapath::{FlowEvent, Sweep, Timeout, Timeouts, map};
 
 use crate::error::Source;
+use crate::pressure::Pressure;
 use crate::seam::Flows;
 
 /// Seconds between sweeps, and while the table is filling up.
@@ -16,11 +17,6 @@ const INTERVAL_UNDER_PRESSURE: u32 = 1;
 
 /// However large the tables are, the collector rests so many times as long as a sweep takes.
 const REST: u32 = 20;
-
-/// Percent of the table of confirmed flows from which on idle ones are forgotten sooner, and below which
-/// they have their time again.
-const PRESSURE: u64 = 75;
-const RELIEF: u64 = 60;
 
 /// What timeouts are divided by meanwhile.
 const DIVISOR: u32 = 4;
@@ -41,7 +37,8 @@ struct State {
     left: (u32, u32),
     counted: Counts,
     took: Duration,
-    is_under_pressure: bool,
+    /// On the table of confirmed flows.
+    pressure: Pressure,
     totals: Totals,
 }
 
@@ -105,15 +102,17 @@ impl Collector {
             let mut state = self.lock();
             state.since = state.since.map(|since| since.saturating_add(1));
             let (flows, _) = events.fill(state.counted, state.left, room);
-            state.is_due(flows * 100 > u64::from(room.0) * PRESSURE)
+            state.is_due(Pressure::begins(flows, room.0.into()))
         };
         if is_due { self.sweep(room) } else { Ok(()) }
     }
 
     fn sweep(&self, room: (u32, u32)) -> Result<(), Source> {
         let timeouts = *self.timeouts.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_under_pressure = self.lock().is_under_pressure;
-        let timeouts = if is_under_pressure { timeouts.divided_by(DIVISOR) } else { timeouts };
+        let timeouts = match self.lock().pressure {
+            Pressure::High => timeouts.divided_by(DIVISOR),
+            Pressure::Low => timeouts,
+        };
         // What happens meanwhile is counted twice rather than not at all.
         let counted = Counts::of(&self.tables.events()?);
         let sweep = self.tables.sweep(&timeouts)?;
@@ -123,14 +122,15 @@ impl Collector {
             state.note(&sweep, room)
         };
         match change {
-            Some(true) => tracing::warn!(
+            Some(Pressure::High) => tracing::warn!(
                 entries = sweep.flows,
                 room = room.0,
-                "{}: idle flows are forgotten {DIVISOR} times as soon until it is below {RELIEF} %; {}",
+                "{}: idle flows are forgotten {DIVISOR} times as soon until it is below {} %; {}",
                 filled(sweep.flows, room.0),
+                Pressure::ENDS,
                 ADVICE
             ),
-            Some(false) => tracing::info!(
+            Some(Pressure::Low) => tracing::info!(
                 entries = sweep.flows,
                 room = room.0,
                 "the table of flows has room again: timeouts are as configured"
@@ -155,7 +155,7 @@ impl Collector {
             capacity: room.0.into(),
             pending,
             pending_capacity: room.1.into(),
-            pressure: state.is_under_pressure,
+            pressure: state.pressure.is_high(),
         })
     }
 
@@ -189,11 +189,12 @@ impl Collector {
     pub(crate) fn problem(&self) -> Option<Problem> {
         let (room, _) = self.tables.capacities();
         let state = self.lock();
-        state.is_under_pressure.then(|| Problem {
+        state.pressure.is_high().then(|| Problem {
             what: filled(state.left.0, room),
             why: format!(
                 "flows that find no room are judged packet by packet; idle ones are forgotten {DIVISOR} \
-                 times as soon until it is below {RELIEF} %"
+                 times as soon until it is below {} %",
+                Pressure::ENDS
             ),
             fix: ADVICE.into(),
             effect: Effect::Possible,
@@ -219,15 +220,15 @@ impl State {
     /// Whether it is time for a sweep, if the table is thought to be so full.
     fn is_due(&self, is_filling: bool) -> bool {
         let Some(since) = self.since else { return true };
-        let interval = match is_filling || self.is_under_pressure {
+        let interval = match is_filling || self.pressure.is_high() {
             true => INTERVAL_UNDER_PRESSURE,
             false => INTERVAL,
         };
         since >= interval && Duration::from_secs(since.into()) >= self.took * REST
     }
 
-    /// Remembers a sweep; says whether pressure began or ended with it.
-    fn note(&mut self, sweep: &Sweep, room: (u32, u32)) -> Option<bool> {
+    /// Remembers a sweep; says what the pressure is if it has changed with it.
+    fn note(&mut self, sweep: &Sweep, room: (u32, u32)) -> Option<Pressure> {
         self.since = Some(0);
         self.left = (sweep.flows, sweep.pending);
         self.took = sweep.took;
@@ -237,11 +238,9 @@ impl State {
         for (total, more) in self.totals.expired.iter_mut().zip(sweep.expired) {
             *total += more;
         }
-        let percent = u64::from(sweep.flows) * 100;
-        let is_over = |limit: u64| percent > u64::from(room.0) * limit;
-        let was = self.is_under_pressure;
-        self.is_under_pressure = if was { is_over(RELIEF) } else { is_over(PRESSURE) };
-        (was != self.is_under_pressure).then_some(self.is_under_pressure)
+        let before = self.pressure;
+        self.pressure = before.after(sweep.flows.into(), room.0.into());
+        (before != self.pressure).then_some(self.pressure)
     }
 }
 
@@ -275,7 +274,7 @@ mod tests {
         seconds(&collector, 1);
         let usual = Timeouts::default();
         for (left, is_pressure, sweeps) in
-            [(75, false, 1), (76, true, 1), (61, true, 5), (60, false, 1), (75, false, 1)]
+            [(75, false, 1), (76, true, 1), (60, true, 5), (59, false, 1), (75, false, 1)]
         {
             tables.leave(left);
             let before = tables.sweeps().len();

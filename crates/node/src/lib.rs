@@ -19,6 +19,7 @@ mod netfilter;
 mod node;
 mod notes;
 mod pools;
+mod pressure;
 mod problem;
 mod reconcile;
 mod restore;

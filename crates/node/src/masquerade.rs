@@ -16,7 +16,8 @@ use podwire_netlink::{Netlink, RouteProtocol};
 use tokio::time::Instant;
 
 use crate::agent::Shared;
-use crate::error::{Source, chain};
+use crate::error::chain;
+use crate::pressure::Pressure;
 use crate::router::trouble;
 use crate::uplinks::{View, is_default, is_ours};
 use crate::{Config, Error};
@@ -136,41 +137,6 @@ fn fits(pattern: &[u8], name: &[u8]) -> bool {
     }
 }
 
-/// Who wants to know the node's own addresses: they are identity `HOST` in the ipcache.
-pub(crate) trait HostAddresses: fmt::Debug + Send + Sync {
-    /// These are all of them now.
-    fn are(&self, addresses: &BTreeSet<IpAddr>) -> Result<(), Source>;
-}
-
-/// The ipcache, where the node's own addresses stand beside those of everybody else.
-#[derive(Debug)]
-pub(crate) struct InIpcache(pub(crate) Arc<Datapath>);
-
-impl HostAddresses for InIpcache {
-    fn are(&self, addresses: &BTreeSet<IpAddr>) -> Result<(), Source> {
-        let rows = self.0.tables().ipcache()?;
-        let whole = rows.iter().filter(|row| IpNetwork::from(row.prefix.ip()) == row.prefix);
-        // What the node says to itself no pod sees.
-        let mut missing: BTreeSet<_> =
-            addresses.iter().copied().filter(|one| !one.is_loopback()).collect();
-        let mut gone = Vec::new();
-        for row in whole {
-            let address = row.prefix.ip();
-            let is_told = row.slot.is_some() || row.identity == identity::HOST;
-            if is_told && !missing.remove(&address) && row.slot.is_none() {
-                gone.push(row.prefix);
-            }
-        }
-        let missing: Vec<_> =
-            missing.into_iter().map(|address| (address.into(), identity::HOST)).collect();
-        self.0.set_identities(&missing)?;
-        for prefix in gone {
-            let _ = self.0.forget_identity(prefix)?;
-        }
-        Ok(())
-    }
-}
-
 /// The uplinks of this node and what is masqueraded at them.
 #[derive(Debug)]
 pub(crate) struct Uplinks {
@@ -178,7 +144,6 @@ pub(crate) struct Uplinks {
     wanted: Masquerade,
     /// What all nodes' pods have their addresses from.
     cluster: Vec<IpNetwork>,
-    told: Arc<dyn HostAddresses>,
     state: Mutex<State>,
 }
 
@@ -189,34 +154,11 @@ struct State {
     pressed: Pressure,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-enum Pressure {
-    #[default]
-    Low,
-    High,
-}
-
-impl Pressure {
-    /// From three quarters full on, until it is less than three fifths.
-    fn after(self, swept: &NatSwept) -> Self {
-        let filled = |of: usize| swept.mappings * 100 >= swept.room * of;
-        match self {
-            Self::Low if filled(75) => Self::High,
-            Self::High if !filled(60) => Self::Low,
-            same => same,
-        }
-    }
-}
-
 impl Uplinks {
-    pub(crate) fn new(
-        datapath: Arc<Datapath>,
-        config: &Config,
-        told: Arc<dyn HostAddresses>,
-    ) -> Self {
+    pub(crate) fn new(datapath: Arc<Datapath>, config: &Config) -> Self {
         let cluster = config.cluster_pools.iter().flat_map(|pool| &pool.cidrs).copied().collect();
         let wanted = config.masquerade.clone();
-        Self { datapath, wanted, cluster, told, state: Mutex::default() }
+        Self { datapath, wanted, cluster, state: Mutex::default() }
     }
 
     /// Brings programs and maps to what links, addresses, routes and the pods' prefixes ask for. What is
@@ -280,12 +222,32 @@ impl Uplinks {
             tracing::warn!(mappings = lost, "their address is not the node's any more: dropped");
         }
         if state.addresses != plan.addresses {
-            self.told.are(&plan.addresses).map_err(|source| Error::Datapath {
-                operation: "write",
-                object: "the node's addresses".into(),
-                source,
-            })?;
+            self.tell(&plan.addresses).map_err(failed("write", "the node's addresses".into()))?;
             state.addresses = plan.addresses;
+        }
+        Ok(())
+    }
+
+    /// Has the ipcache say of exactly these addresses, among those that no endpoint has, that the node is
+    /// behind them.
+    fn tell(&self, addresses: &BTreeSet<IpAddr>) -> Result<(), podwire_datapath::Error> {
+        let rows = self.datapath.tables().ipcache()?;
+        let whole = rows.iter().filter(|row| IpNetwork::from(row.prefix.ip()) == row.prefix);
+        // What the node says to itself no pod sees.
+        let mut missing: BTreeSet<_> =
+            addresses.iter().copied().filter(|one| !one.is_loopback()).collect();
+        let mut gone = Vec::new();
+        for row in whole {
+            let is_told = row.slot.is_some() || row.identity == identity::HOST;
+            if is_told && !missing.remove(&row.prefix.ip()) && row.slot.is_none() {
+                gone.push(row.prefix);
+            }
+        }
+        let missing: Vec<_> =
+            missing.into_iter().map(|address| (address.into(), identity::HOST)).collect();
+        self.datapath.set_identities(&missing)?;
+        for prefix in gone {
+            let _ = self.datapath.forget_identity(prefix)?;
         }
         Ok(())
     }
@@ -303,8 +265,8 @@ impl Uplinks {
             object: "the mappings".into(),
             source: source.into(),
         })?;
-        let pressed = state.pressed.after(&swept);
-        if pressed == Pressure::High && state.pressed == Pressure::Low {
+        let pressed = state.pressed.after(swept.mappings as u64, swept.room as u64);
+        if pressed.is_high() && !state.pressed.is_high() {
             let NatSwept { mappings, room, .. } = swept;
             tracing::warn!(
                 mappings,
@@ -433,17 +395,5 @@ mod tests {
         assert_eq!(of(Families::V4), (true, false));
         assert_eq!(of(Families::V6), (false, true));
         assert_eq!(of(Families::Both), (true, true));
-    }
-
-    #[test]
-    fn pressure_rises_and_falls_at_different_fillings() {
-        let swept = |mappings| NatSwept { mappings, removed: 0, room: 100 };
-        let steps = [(74, Pressure::Low), (75, Pressure::High), (60, Pressure::High)];
-        let mut pressure = Pressure::Low;
-        for (mappings, expected) in steps {
-            pressure = pressure.after(&swept(mappings));
-            assert_eq!(pressure, expected, "{mappings}");
-        }
-        assert_eq!(pressure.after(&swept(59)), Pressure::Low);
     }
 }
