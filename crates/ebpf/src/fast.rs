@@ -6,7 +6,7 @@
 
 use aya_ebpf::programs::TcContext;
 use podwire_abi::{
-    Flow, NodeState, Protocol, Reason, Slot, Verdict as FlowVerdict, slot_flag, verdict_flag,
+    Flow, NodeState, Protocol, Slot, Verdict as FlowVerdict, direction, verdict_flag,
 };
 
 use crate::{
@@ -16,7 +16,7 @@ use crate::{
     packet::{
         Bytes, ETH_LEN, Frame, IPV4_LEN, IPV6_LEN, Words, read_u8, read_u16, read_u32, read_u64,
     },
-    verdict::{Outcome, Verdict},
+    verdict::Outcome,
 };
 
 /// Ports, and TCP's flags.
@@ -63,7 +63,7 @@ fn ipv4(ctx: &TcContext, frame: Frame, bytes: Bytes, number: u32, slot: &Slot) -
         return None;
     }
     let destination = Words::from_ipv4(read_u32::<30>(bytes));
-    let key = Key::sent(number, protocol, read_u32::<34>(bytes), destination);
+    let key = Key::new(number, protocol, direction::SENT, read_u32::<34>(bytes), destination);
     let known = known(&key, protocol, slot)?;
     if known.verdict.has(verdict_flag::TO_STACK) {
         return to_stack(ctx, frame, slot, &known);
@@ -91,7 +91,7 @@ fn ipv6(ctx: &TcContext, frame: Frame, number: u32, slot: &Slot) -> Option<Outco
     {
         return None;
     }
-    let key = Key::sent(number, protocol, read_u32::<54>(bytes), destination);
+    let key = Key::new(number, protocol, direction::SENT, read_u32::<54>(bytes), destination);
     let known = known(&key, protocol, slot)?;
     if known.verdict.has(verdict_flag::TO_STACK) {
         return to_stack(ctx, frame, slot, &known);
@@ -153,11 +153,5 @@ fn to_stack(ctx: &TcContext, frame: Frame, slot: &Slot, known: &Known) -> Option
     // What comes out of the stack makes the verdict on its answers, on a node that is not set up as well.
     let config = CONFIG.get(0).filter(|config| config.host_ifindex != 0)?;
     known.count(ctx);
-    if slot.flags & slot_flag::BY_STACK != 0 {
-        return Some(Ok(Verdict::next(Reason::PassedToLink)));
-    }
-    let verdict = known.verdict;
-    let by_flow = verdict.has(verdict_flag::BY_FLOW) && verdict.has(verdict_flag::LOCAL_PEER);
-    let reason = if by_flow { Reason::ToStackByFlow } else { Reason::ToStack };
-    Some(forward::to_stack(frame, config, reason))
+    Some(forward::by_stack(frame, slot, config, known.verdict))
 }

@@ -41,7 +41,7 @@ pub fn endpoint(entry: &IpcacheEntry, address: &Address) -> Result<&'static Slot
 /// Hands the packet to the host stack, as if `podwire_host` had received it. Returning OK on the
 /// host link would not do: that link has no address, and reverse-path filters drop there.
 #[inline(always)]
-pub fn to_stack(frame: Frame, config: &NodeConfig, reason: Reason) -> Outcome {
+fn to_stack(frame: Frame, config: &NodeConfig, reason: Reason) -> Outcome {
     set_ethernet(frame.at::<0, ETH_LEN>()?, &config.to_host);
     // SAFETY: a helper call that takes plain numbers.
     let action = unsafe { bpf_redirect(config.host_ifindex, u64::from(BPF_F_INGRESS)) };
@@ -59,12 +59,7 @@ pub fn send(
     verdict: FlowVerdict,
 ) -> Outcome {
     if verdict.has(verdict_flag::TO_STACK) {
-        if own.flags & slot_flag::BY_STACK != 0 {
-            return Ok(Verdict::next(Reason::PassedToLink));
-        }
-        let by_flow = verdict.has(verdict_flag::BY_FLOW) && verdict.has(verdict_flag::LOCAL_PEER);
-        let reason = if by_flow { Reason::ToStackByFlow } else { Reason::ToStack };
-        return to_stack(frame, config, reason);
+        return by_stack(frame, own, config, verdict);
     }
     match SLOTS.get(verdict.peer_slot()) {
         Some(peer) if packet.destination.is_of(peer) => {
@@ -78,6 +73,18 @@ pub fn send(
         }
         _ => Err(Drop(Reason::StaleEndpoint)),
     }
+}
+
+/// What an endpoint sends goes by the host stack: as if `podwire_host` had received it, or by the
+/// endpoint's own link.
+#[inline(always)]
+pub fn by_stack(frame: Frame, own: &Slot, config: &NodeConfig, verdict: FlowVerdict) -> Outcome {
+    if own.flags & slot_flag::BY_STACK != 0 {
+        return Ok(Verdict::next(Reason::PassedToLink));
+    }
+    let is_by_flow = verdict.has(verdict_flag::BY_FLOW) && verdict.has(verdict_flag::LOCAL_PEER);
+    let reason = if is_by_flow { Reason::ToStackByFlow } else { Reason::ToStack };
+    to_stack(frame, config, reason)
 }
 
 /// Hands the packet to a pod, after what a router would do to it. `bytes` are the frame's, up to its IP
