@@ -20,6 +20,7 @@ use crate::{
     nat::Nat,
     policy::{self, Book, Terms},
     slots::{FreeSlots, empty_generation, taken_generation},
+    state::Marks,
     tables::{Tables, maps_folder},
 };
 
@@ -383,16 +384,17 @@ impl Datapath {
     pub fn set_mac(&self, ifindex: u32, mac: Mac) -> Result<()> {
         let _writer = self.lock();
         let number = self.tables.links.get(&ifindex)?.ok_or(Error::NoEndpoint { ifindex })?;
-        let slot = self.tables.slots.get(number)?;
-        let host_mac = slot.to_pod.source();
-        let changed = Slot {
-            from_pod: EthernetPair::new(host_mac, mac),
-            to_pod: EthernetPair::new(mac, host_mac),
-            ..slot
-        };
-        let unbelieved = Slot { generation: empty_generation(slot.generation), ..changed };
-        self.tables.slots.set(number, &unbelieved)?;
-        Ok(self.tables.slots.set(number, &changed)?)
+        self.tables.change_slot(number, |slot| {
+            let host_mac = slot.to_pod.source();
+            let changed = Slot {
+                from_pod: EthernetPair::new(host_mac, mac),
+                to_pod: EthernetPair::new(mac, host_mac),
+                ..slot
+            };
+            let unbelieved = Slot { generation: empty_generation(slot.generation), ..changed };
+            self.tables.slots.set(number, &unbelieved)?;
+            Ok(changed)
+        })
     }
 
     /// No address may belong to an endpoint in another slot.
@@ -423,75 +425,74 @@ impl Datapath {
         terms: Option<Terms<'_>>,
     ) -> Result<()> {
         let tables = &self.tables;
-        let ticket = tables.next_ticket()?;
         let last = tables.slots.get(number)?;
-        let mut touched = addresses_of(&last);
-        touched.extend(endpoint.addresses.iter().map(|&address| Address::from(address)));
-        tables.mark_remotes(&touched, CHANGING)?;
-        let generation = empty_generation(last.generation);
-        tables.slots.set(number, &Slot { changed: CHANGING, ..last })?;
-        tables.slots.set(number, &Slot { changed: CHANGING, generation, ..last })?;
-        self.remove_addresses(book, number, &last)?;
-        // An endpoint that is changed keeps its identity, policy and flows.
-        let same = last.is_taken() && last.ifindex == endpoint.ifindex;
-        // A new one with a policy gets nothing before it has that.
-        let closed = match terms {
-            Some(Terms { policy: Some(policy), .. })
-                if !policy.permits_all() && endpoint.interface == Interface::Own =>
-            {
-                policy::CLOSED
-            }
-            _ => PolicyRef::default(),
-        };
-        let kept =
-            if same { last } else { Slot { ingress: closed, egress: closed, ..Slot::default() } };
-        let unmanaged = terms.map_or(identity::UNMANAGED, |terms| terms.identity);
-        let slot = Slot {
-            changed: CHANGING,
-            generation: taken_generation(generation),
-            ifindex: endpoint.ifindex,
-            flags: flags(endpoint.delivery, endpoint.interface),
-            ipv4: addresses.ipv4,
-            from_pod: EthernetPair::new(endpoint.host_mac, endpoint.mac),
-            to_pod: EthernetPair::new(endpoint.mac, endpoint.host_mac),
-            ipv6: addresses.ipv6,
-            born: if same && addresses.are_of(&last) { last.born } else { ticket },
-            identity: if same { last.identity } else { unmanaged },
-            ..kept
-        };
-        tables.slots.set(number, &Slot { generation, ..slot })?;
-        tables.slots.set(number, &slot)?;
-        tables.links.insert(&endpoint.ifindex, &number)?;
-        for &address in &endpoint.addresses {
-            let entry = IpcacheEntry {
-                identity: slot.identity,
-                slot: number,
-                generation: slot.generation,
-                cidr: book.cidr_of(address.into()),
+        let mut remotes = addresses_of(&last);
+        remotes.extend(endpoint.addresses.iter().map(|&address| Address::from(address)));
+        let marks = Marks { slots: vec![number], remotes, ..Marks::default() };
+        tables.change(&marks, |ticket| {
+            let generation = empty_generation(last.generation);
+            tables.slots.set(number, &Slot { changed: CHANGING, generation, ..last })?;
+            self.remove_addresses(book, number, &last)?;
+            // An endpoint that is changed keeps its identity, policy and flows.
+            let same = last.is_taken() && last.ifindex == endpoint.ifindex;
+            // A new one with a policy gets nothing before it has that.
+            let closed = match terms {
+                Some(Terms { policy: Some(policy), .. })
+                    if !policy.permits_all() && endpoint.interface == Interface::Own =>
+                {
+                    policy::CLOSED
+                }
+                _ => PolicyRef::default(),
             };
-            tables.ipcache.insert(&address.into(), &entry)?;
-        }
-        tables.slots.set(number, &Slot { changed: ticket, ..slot })?;
-        tables.mark_remotes(&touched, ticket)?;
-        tables.raise(ticket)
+            let kept = if same {
+                last
+            } else {
+                Slot { ingress: closed, egress: closed, ..Slot::default() }
+            };
+            let unmanaged = terms.map_or(identity::UNMANAGED, |terms| terms.identity);
+            let slot = Slot {
+                changed: CHANGING,
+                generation: taken_generation(generation),
+                ifindex: endpoint.ifindex,
+                flags: flags(endpoint.delivery, endpoint.interface),
+                ipv4: addresses.ipv4,
+                from_pod: EthernetPair::new(endpoint.host_mac, endpoint.mac),
+                to_pod: EthernetPair::new(endpoint.mac, endpoint.host_mac),
+                ipv6: addresses.ipv6,
+                born: if same && addresses.are_of(&last) { last.born } else { ticket },
+                identity: if same { last.identity } else { unmanaged },
+                ..kept
+            };
+            tables.slots.set(number, &Slot { generation, ..slot })?;
+            tables.slots.set(number, &slot)?;
+            tables.links.insert(&endpoint.ifindex, &number)?;
+            for &address in &endpoint.addresses {
+                let entry = IpcacheEntry {
+                    identity: slot.identity,
+                    slot: number,
+                    generation: slot.generation,
+                    cidr: book.cidr_of(address.into()),
+                };
+                tables.ipcache.insert(&address.into(), &entry)?;
+            }
+            Ok(())
+        })
     }
 
     /// Removes the addresses that lead to the slot first, then the slot, which is found by the link
     /// until the end: after a failure it can be repeated.
     fn erase(&self, writer: &mut Writer, ifindex: u32, number: u32) -> Result<()> {
         let tables = &self.tables;
-        let ticket = tables.next_ticket()?;
         let slot = tables.slots.get(number)?;
-        let addresses = addresses_of(&slot);
-        tables.mark_remotes(&addresses, CHANGING)?;
-        tables.slots.set(number, &Slot { changed: CHANGING, ..slot })?;
-        self.remove_addresses(&writer.book, number, &slot)?;
-        let generation = empty_generation(slot.generation);
-        let empty = Slot { generation, changed: CHANGING, born: ticket, ..Slot::default() };
-        tables.slots.set(number, &empty)?;
-        tables.links.remove(&ifindex)?;
-        tables.mark_remotes(&addresses, ticket)?;
-        tables.raise(ticket)?;
+        let marks = Marks { slots: vec![number], remotes: addresses_of(&slot), ..Marks::default() };
+        tables.change(&marks, |ticket| {
+            self.remove_addresses(&writer.book, number, &slot)?;
+            let generation = empty_generation(slot.generation);
+            let empty = Slot { generation, changed: CHANGING, born: ticket, ..Slot::default() };
+            tables.slots.set(number, &empty)?;
+            tables.links.remove(&ifindex)?;
+            Ok(())
+        })?;
         tables.drop_policies(&mut writer.book, &slot);
         writer.free.give_back(number);
         Ok(())

@@ -42,24 +42,16 @@ pub(crate) fn mend(tables: &Tables) -> Result<bool> {
             tables.change_slot(number, Ok)?;
         }
     }
-    if tables.state.get(0)?.changed == CHANGING
-        || found != Halves::default()
-        || is_unmarked(tables)?
-    {
-        let unmarked: Vec<_> =
-            (0..).zip(tables.remotes.values()?).filter(|(_, one)| *one == CHANGING).collect();
-        tables.change_all(|| {
-            for &(place, _) in &unmarked {
-                tables.remotes.set(place, &0)?;
-            }
-            Ok(())
-        })?;
+    let unmarked: Vec<(u32, u64)> = (0..)
+        .zip(tables.remotes.values()?)
+        .filter(|(_, ticket)| *ticket == CHANGING)
+        .map(|(place, _)| (place, 0))
+        .collect();
+    let is_whole = found == Halves::default();
+    if tables.state.get(0)?.changed == CHANGING || !is_whole || !unmarked.is_empty() {
+        tables.change_all(|| Ok(tables.remotes.set_batch(&unmarked)?))?;
     }
-    Ok(found != Halves::default())
-}
-
-fn is_unmarked(tables: &Tables) -> Result<bool> {
-    Ok(tables.remotes.values()?.contains(&CHANGING))
+    Ok(!is_whole)
 }
 
 fn find(slots: &[Slot], links: &[(u32, u32)], ipcache: &[(Address, IpcacheEntry)]) -> Halves {

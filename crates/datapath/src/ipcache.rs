@@ -54,7 +54,7 @@ impl Datapath {
             remotes: relabel.whole_addresses(),
             slots: Vec::new(),
         };
-        tables.change(&marks, || relabel.write(tables))
+        tables.change(&marks, |_| relabel.write(tables))
     }
 
     /// Forgets who is behind a prefix, effective for the very next packet.
@@ -108,7 +108,7 @@ impl Tables {
             remotes: relabel.whole_addresses(),
             slots: Vec::new(),
         };
-        self.change(&marks, || relabel.write(self))?;
+        self.change(&marks, |_| relabel.write(self))?;
         Ok(Removal::Removed)
     }
 

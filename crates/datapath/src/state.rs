@@ -22,7 +22,7 @@ pub(crate) struct Marks {
 
 impl Tables {
     /// The ticket of the change that begins now.
-    pub(crate) fn next_ticket(&self) -> Result<u64> {
+    fn next_ticket(&self) -> Result<u64> {
         match self.state.get(0)?.ticket + 1 {
             Verdict::LAST_STAMP.. => Err(Error::NoTickets),
             ticket => Ok(ticket),
@@ -30,7 +30,7 @@ impl Tables {
     }
 
     /// The change is written and marked: what is decided from now on rests on it.
-    pub(crate) fn raise(&self, ticket: u64) -> Result<()> {
+    fn raise(&self, ticket: u64) -> Result<()> {
         let mut state = self.state.get(0)?;
         for step in steps(state.ticket, ticket) {
             state.ticket = step;
@@ -48,14 +48,19 @@ impl Tables {
 
     /// Changes what concerns all flows.
     pub(crate) fn change_all(&self, write: impl FnOnce() -> Result<()>) -> Result<()> {
-        self.change(&Marks { all: true, ..Marks::default() }, write)
+        self.change(&Marks { all: true, ..Marks::default() }, |_| write())
     }
 
-    /// Changes what verdicts rest on. What was written when `write` fails counts as well.
-    pub(crate) fn change(&self, marks: &Marks, write: impl FnOnce() -> Result<()>) -> Result<()> {
+    /// Changes what verdicts rest on; `write` is given the change's ticket. What was written when it fails
+    /// counts as well.
+    pub(crate) fn change(
+        &self,
+        marks: &Marks,
+        write: impl FnOnce(u64) -> Result<()>,
+    ) -> Result<()> {
         let ticket = self.next_ticket()?;
         self.mark(marks, CHANGING)?;
-        let written = write();
+        let written = write(ticket);
         self.mark(marks, ticket)?;
         self.raise(ticket)?;
         written
@@ -73,7 +78,7 @@ impl Tables {
         self.mark_remotes(&marks.remotes, ticket)
     }
 
-    pub(crate) fn mark_remotes(&self, addresses: &[Address], ticket: u64) -> Result<()> {
+    fn mark_remotes(&self, addresses: &[Address], ticket: u64) -> Result<()> {
         let places: Vec<_> = addresses.iter().map(|one| (remote_place(one), ticket)).collect();
         match places[..] {
             [(place, ticket)] => self.remotes.set(place, &ticket)?,
@@ -89,13 +94,10 @@ impl Tables {
         number: u32,
         change: impl FnOnce(Slot) -> Result<Slot>,
     ) -> Result<()> {
-        let ticket = self.next_ticket()?;
-        let slot = self.slots.get(number)?;
-        self.slots.set(number, &Slot { changed: CHANGING, ..slot })?;
-        let changed = change(slot)?;
-        self.slots.set(number, &Slot { changed: CHANGING, ..changed })?;
-        self.slots.set(number, &Slot { changed: ticket, ..changed })?;
-        self.raise(ticket)
+        self.change(&Marks { slots: vec![number], ..Marks::default() }, |_| {
+            let changed = change(self.slots.get(number)?)?;
+            Ok(self.slots.set(number, &changed)?)
+        })
     }
 }
 

@@ -197,7 +197,7 @@ impl Exchange<'_> {
             marks.slots.push(self.number);
             marks.slots.sort_unstable();
             marks.slots.dedup();
-            tables.change(&marks, || {
+            tables.change(&marks, |_| {
                 let first = Relabel::plan(tables, &self.between, gained)?;
                 first.write(tables)?;
                 let now = tables.slots.get(self.number)?;
@@ -279,7 +279,7 @@ impl Tables {
         // The endpoint is gone whatever becomes of these. Prefixes that keep a number no policy asks for lose
         // it with the next change of prefixes.
         let _ = self.marks_of(&lost).and_then(|marks| {
-            self.change(&marks, || Relabel::plan(self, book, &lost)?.write(self))
+            self.change(&marks, |_| Relabel::plan(self, book, &lost)?.write(self))
         });
     }
 

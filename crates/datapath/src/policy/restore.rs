@@ -30,7 +30,7 @@ pub(crate) fn restore(tables: &Tables) -> Result<(Book, bool)> {
     let relabel = Relabel::all(tables, &book)?;
     if !relabel.is_empty() {
         let marks = Marks { all: true, ..Marks::default() };
-        tables.change(&marks, || relabel.write(tables))?;
+        tables.change(&marks, |_| relabel.write(tables))?;
     }
     let surplus: Vec<PolicyKey> = mend.surplus;
     tables.policy.remove_batch(&surplus)?;
