@@ -294,6 +294,17 @@ fn what_the_stack_carries_is_a_flow_as_well() {
     assert_eq!(node.drops(), [] as [&str; 0]);
 }
 
+/// A datagram to a port where nobody listens is answered by an error that its sender hears of; gives the
+/// sender's port.
+fn is_refused(from: &TestPod, mine: IpAddr, target: IpAddr) -> u16 {
+    let socket = from.pod.run(|| UdpSocket::bind(SocketAddr::new(mine, 0))).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.connect(SocketAddr::new(target, 9)).unwrap();
+    socket.send(b"?").unwrap();
+    assert_eq!(socket.recv(&mut [0; 9]).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+    socket.local_addr().unwrap().port()
+}
+
 /// Port unreachable reaches the socket that asked, and belongs to its flow.
 #[test]
 #[ignore = "needs root: a node in namespaces of its own"]
@@ -301,13 +312,8 @@ fn an_error_about_a_flow_finds_its_way_back() {
     let node = Node::start();
     let (a, b) = (node.add("a"), node.add("b"));
     for (mine, target) in a.addresses().into_iter().zip(b.addresses()) {
-        let socket = a.pod.run(|| UdpSocket::bind(SocketAddr::new(mine, 0))).unwrap();
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
-        // Nobody listens on port 9.
-        socket.connect(SocketAddr::new(target, 9)).unwrap();
-        socket.send(b"?").unwrap();
-        assert_eq!(socket.recv(&mut [0; 9]).unwrap_err().kind(), ErrorKind::ConnectionRefused);
-        let row = only(&node, socket.local_addr().unwrap().port());
+        let port = is_refused(&a, mine, target);
+        let row = only(&node, port);
         assert_eq!((row.state, row.reply_packets), (FlowState::OneSided, 0), "{row:?}");
         let protocol = if mine.is_ipv4() { Protocol::ICMP } else { Protocol::ICMPV6 };
         let rows = node.tables().flows().unwrap();
@@ -316,11 +322,7 @@ fn an_error_about_a_flow_finds_its_way_back() {
     // A receiver that may send nothing of its own accord may still tell of errors.
     deny(&node, &b);
     for (mine, target) in a.addresses().into_iter().zip(b.addresses()) {
-        let socket = a.pod.run(|| UdpSocket::bind(SocketAddr::new(mine, 0))).unwrap();
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
-        socket.connect(SocketAddr::new(target, 9)).unwrap();
-        socket.send(b"?").unwrap();
-        assert_eq!(socket.recv(&mut [0; 9]).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+        is_refused(&a, mine, target);
         let other = SocketAddr::new(mine, 7777);
         let own = b.pod.run(|| UdpSocket::bind(SocketAddr::new(target, 0))).unwrap();
         let before = node.counted(Hook::FromContainer, Reason::EgressDenied);

@@ -20,7 +20,7 @@ use crate::table::{BAD, Cell, Table};
 pub(crate) enum Command {
     /// The rows of all policies.
     #[command(visible_alias = "ls")]
-    List(PolicyFilter),
+    List(Filter),
     /// Lets endpoints send and receive everything. Through the agent, if one runs, which forgets their
     /// policies; otherwise the next one puts them back.
     Flush(FlushPolicy),
@@ -30,21 +30,22 @@ pub(crate) enum Command {
 pub(crate) enum IpcacheCommand {
     /// Addresses and prefixes.
     #[command(visible_alias = "ls")]
-    List(IpcacheFilter),
+    List(Filter),
     /// Forgets who was said to be behind prefixes; endpoints' and the node's own addresses stay. Through
     /// the agent, if one runs; otherwise the next one puts back what it has on record.
     Flush(FlushIpcache),
 }
 
+/// Which rows are listed.
 #[derive(Debug, Args)]
-pub(crate) struct PolicyFilter {
+pub(crate) struct Filter {
     /// Of this endpoint: its slot, or an address of it.
     #[arg(long, value_name = "SLOT|ADDRESS")]
     endpoint: Option<String>,
-    /// Rows for this identity.
+    /// With this identity.
     #[arg(long, value_name = "NUMBER")]
     identity: Option<u32>,
-    /// Rows for this prefix, and for those in it.
+    /// With this prefix, or one in it.
     #[arg(long, value_name = "CIDR")]
     prefix: Option<IpNetwork>,
 }
@@ -58,19 +59,6 @@ pub(crate) struct FlushPolicy {
     /// Of all endpoints.
     #[arg(long)]
     all: bool,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct IpcacheFilter {
-    /// Of this endpoint: its slot, or an address of it.
-    #[arg(long, value_name = "SLOT|ADDRESS")]
-    endpoint: Option<String>,
-    /// With this identity.
-    #[arg(long, value_name = "NUMBER")]
-    identity: Option<u32>,
-    /// This prefix, and those in it.
-    #[arg(long, value_name = "CIDR")]
-    prefix: Option<IpNetwork>,
 }
 
 #[derive(Debug, Args)]
@@ -189,7 +177,7 @@ fn ipcache_page<'a>(rows: impl Iterator<Item = &'a IpcacheRow>) -> Result<Page, 
     page(json, &table)
 }
 
-fn list(tables: &Tables, filter: &PolicyFilter) -> Result<Page, Failure> {
+fn list(tables: &Tables, filter: &Filter) -> Result<Page, Failure> {
     let endpoints = tables.endpoints().map_err(failed)?;
     let slot = slot_of(&endpoints, filter.endpoint.as_deref())?;
     let listings = tables.policy().map_err(failed)?;
