@@ -319,20 +319,6 @@ impl Nat {
         ]
     }
 
-    /// Kernel memory that the maps take, in bytes.
-    ///
-    /// # Errors
-    ///
-    /// If the kernel does not tell.
-    pub fn memory_bytes(&self) -> Result<u64> {
-        let maps = self.maps();
-        let mut sum = 0;
-        for map in maps {
-            sum += map.memory_bytes()?;
-        }
-        Ok(sum)
-    }
-
     /// The mappings, in order.
     ///
     /// # Errors

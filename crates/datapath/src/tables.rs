@@ -143,15 +143,6 @@ impl Tables {
         self.slots.len()
     }
 
-    /// Kernel memory that the maps take, in bytes.
-    ///
-    /// # Errors
-    ///
-    /// If the kernel does not tell.
-    pub fn memory_bytes(&self) -> Result<u64> {
-        self.maps().try_fold(0, |sum, map| Ok(sum + map.memory_bytes()?))
-    }
-
     /// Every map: how large it is, and what it takes.
     ///
     /// # Errors
