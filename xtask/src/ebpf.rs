@@ -230,12 +230,21 @@ fn build(root: &Path, unit: &Unit) -> Result<Vec<u8>> {
     strip(&read(&built)?).map_err(|source| Error::Elf { path: built, source })
 }
 
-/// Removes the DWARF sections and what relocates them.
+/// Removes the DWARF sections and what relocates them, and the crates' hashes from symbols.
+///
+/// Cargo hashes the path of a crate outside the workspace that is built, which `podwire-abi` is, and
+/// with it whatever uses that crate: a function that is not inlined would have another name in each
+/// checkout.
 fn strip(object: &[u8]) -> std::result::Result<Vec<u8>, object::build::Error> {
     let mut elf = object::build::elf::Builder::read(object)?;
     for section in &mut elf.sections {
         let name = section.name.to_string();
         section.delete = name.starts_with(".debug_") || name.starts_with(".rel.debug_");
+    }
+    for symbol in &mut elf.symbols {
+        if let Some(name) = without_crate_hash(&symbol.name) {
+            symbol.name = name.into();
+        }
     }
     elf.delete_orphans();
     // The linker keeps section names among the symbols'; the writer wants them apart.
@@ -246,6 +255,15 @@ fn strip(object: &[u8]) -> std::result::Result<Vec<u8>, object::build::Error> {
     let mut stripped = Vec::new();
     elf.write(&mut stripped)?;
     Ok(stripped)
+}
+
+/// A mangled name (Rust's v0 scheme) whose crate, `Cs<base 62>_<name>`, has no disambiguator.
+fn without_crate_hash(name: &[u8]) -> Option<Vec<u8>> {
+    let name = name.strip_prefix(b"_R")?;
+    let crate_at = name.windows(2).position(|two| two == b"Cs")?;
+    let (path, hash) = (&name[..=crate_at], &name[crate_at + 2..]);
+    let end = hash.iter().position(|&byte| byte == b'_')?;
+    Some([b"_R", path, &hash[end + 1..]].concat())
 }
 
 /// A hash over names and contents of everything that an object is made of.
@@ -328,4 +346,20 @@ fn write(path: &Path, bytes: &[u8]) -> Result<()> {
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::without_crate_hash;
+
+    #[test]
+    fn the_crates_hash_leaves_a_mangled_name() {
+        let name = |symbol: &str| {
+            without_crate_hash(symbol.as_bytes()).map(|name| String::from_utf8(name).unwrap())
+        };
+        let function = name("_RNvNtCs8NZ5ec0UmKm_7podwire6policy4asks");
+        assert_eq!(function.as_deref(), Some("_RNvNtC7podwire6policy4asks"));
+        assert_eq!(name("POLICY_RULES"), None);
+        assert_eq!(name("_RNvNtC7podwire6policy4asks"), None);
+    }
 }
