@@ -243,7 +243,7 @@ fn strip(object: &[u8]) -> std::result::Result<Vec<u8>, object::build::Error> {
     }
     for symbol in &mut elf.symbols {
         if let Some(name) = without_crate_hash(&symbol.name) {
-            symbol.name = name.into();
+            symbol.name = name.into_bytes().into();
         }
     }
     elf.delete_orphans();
@@ -257,13 +257,10 @@ fn strip(object: &[u8]) -> std::result::Result<Vec<u8>, object::build::Error> {
     Ok(stripped)
 }
 
-/// A mangled name (Rust's v0 scheme) whose crate, `Cs<base 62>_<name>`, has no disambiguator.
-fn without_crate_hash(name: &[u8]) -> Option<Vec<u8>> {
-    let name = name.strip_prefix(b"_R")?;
-    let crate_at = name.windows(2).position(|two| two == b"Cs")?;
-    let (path, hash) = (&name[..=crate_at], &name[crate_at + 2..]);
-    let end = hash.iter().position(|&byte| byte == b'_')?;
-    Some([b"_R", path, &hash[end + 1..]].concat())
+/// A mangled name as people read it, which has no hashes.
+fn without_crate_hash(name: &[u8]) -> Option<String> {
+    let name = str::from_utf8(name).ok()?;
+    Some(format!("{:#}", rustc_demangle::try_demangle(name).ok()?))
 }
 
 /// A hash over names and contents of everything that an object is made of.
@@ -354,12 +351,9 @@ mod tests {
 
     #[test]
     fn the_crates_hash_leaves_a_mangled_name() {
-        let name = |symbol: &str| {
-            without_crate_hash(symbol.as_bytes()).map(|name| String::from_utf8(name).unwrap())
-        };
+        let name = |symbol: &str| without_crate_hash(symbol.as_bytes());
         let function = name("_RNvNtCs8NZ5ec0UmKm_7podwire6policy4asks");
-        assert_eq!(function.as_deref(), Some("_RNvNtC7podwire6policy4asks"));
+        assert_eq!(function.as_deref(), Some("podwire::policy::asks"));
         assert_eq!(name("POLICY_RULES"), None);
-        assert_eq!(name("_RNvNtC7podwire6policy4asks"), None);
     }
 }
