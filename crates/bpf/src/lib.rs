@@ -30,8 +30,8 @@ pub use limits::{raise_memlock, raise_open_files};
 pub use loader::Loader;
 pub use map::{
     Aggregate, Array, Entries, HashKind, HashMap, InsertMode, LpmTrie, Lru, LruHashMap, Map,
-    MapInfo, MapKey, MapValue, PerCpu, PerCpuArray, PerCpuHashMap, Plain, Prefix, ProgramArray,
-    Record, Removal, RingBuffer, TypedMap,
+    MapInfo, MapKey, MapValue, MappedArray, PerCpu, PerCpuArray, PerCpuHashMap, Plain, Prefix,
+    ProgramArray, Record, Removal, RingBuffer, TypedMap,
 };
 pub use object::Object;
 pub use podwire_netlink::{Direction, IfIndex};

@@ -29,6 +29,8 @@ pub(crate) const BPF_ANY: u64 = 0;
 pub(crate) const BPF_NOEXIST: u64 = 1;
 pub(crate) const BPF_EXIST: u64 = 2;
 
+pub(crate) const BPF_F_MMAPABLE: u32 = 1 << 10;
+
 /// What the kernel answers where a map type has no such operation; libc has no name for it.
 pub(crate) const ENOTSUPP: i32 = 524;
 

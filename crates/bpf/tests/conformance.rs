@@ -9,7 +9,7 @@ mod support;
 use std::collections::BTreeMap;
 
 use podwire_bpf::shape::{LongestPrefix, Slots, Table};
-use podwire_bpf::{self as bpf, Error, InsertMode, PerCpu, Prefix, Removal, memory};
+use podwire_bpf::{self as bpf, Error, InsertMode, PerCpu, Prefix, Removal, TypedMap as _, memory};
 use proptest::prelude::*;
 
 const ROOM: u32 = 64;
@@ -228,6 +228,30 @@ fn maps_in_memory() {
 }
 
 // ---- in the kernel ----------------------------------------------------------------------------
+
+#[test]
+#[ignore = "needs root: makes maps"]
+fn a_mapped_array_is_the_memory_that_calls_see() {
+    use std::sync::atomic::Ordering::SeqCst;
+
+    // Values of two words, the second half filled; more than a page of them.
+    let mapped = bpf::MappedArray::<[u32; 3]>::create("m", 400).unwrap();
+    assert_eq!((mapped.len(), bpf::MappedArray::<[u32; 3]>::WORDS), (400, 2));
+    let called = bpf::Array::<[u32; 3]>::from_map(mapped.as_map().try_clone().unwrap()).unwrap();
+    called.set(399, &[1, 2, 3]).unwrap();
+    let words = mapped.element(399).unwrap();
+    assert_eq!(words[0].load(SeqCst), 2 << 32 | 1);
+    assert_eq!(words[1].load(SeqCst), 3);
+    assert!(words[0].compare_exchange(2 << 32 | 1, 7, SeqCst, SeqCst).is_ok());
+    assert_eq!(called.get(399).unwrap(), [7, 0, 3]);
+    assert_eq!(called.get(398).unwrap(), [0; 3]);
+    assert!(matches!(mapped.element(400), Err(Error::OutOfRange { index: 400, .. })));
+    // The kernel maps only what was made for it.
+    let plain = bpf::Array::<u64>::create("m", 4).unwrap();
+    let refused = bpf::MappedArray::<u64>::from_map(plain.as_map().try_clone().unwrap());
+    let told = refused.unwrap_err().to_string();
+    assert!(told.starts_with("mapping the memory of map m: "), "{told}");
+}
 
 #[test]
 #[ignore = "needs root: makes maps"]

@@ -4,6 +4,8 @@ mod array;
 mod batch;
 mod hash;
 mod lpm;
+mod mapped_array;
+mod mapping;
 mod per_cpu;
 mod program_array;
 mod ring_buffer;
@@ -20,6 +22,7 @@ pub use hash::{Entries, HashKind, HashMap, Lru, LruHashMap, Plain};
 #[cfg(fuzzing)]
 pub(crate) use lpm::trie_key;
 pub use lpm::{LpmTrie, Prefix};
+pub use mapped_array::MappedArray;
 pub(crate) use per_cpu::possible;
 pub use per_cpu::{Aggregate, PerCpu, PerCpuArray, PerCpuHashMap};
 pub use program_array::ProgramArray;

@@ -1,9 +1,7 @@
 //! The consumer's side of a ring buffer.
 #![expect(unsafe_code, reason = "the buffer is memory shared with the kernel")]
 
-use std::ffi::c_void;
 use std::fmt;
-use std::num::NonZeroUsize;
 use std::ops::Deref;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::ptr::NonNull;
@@ -12,8 +10,8 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
+use super::mapping::{Access, Mapping};
 use super::{Map, TypedMap};
 use crate::error::{Error, MapOperation, Result};
 use crate::layout::MapType;
@@ -136,19 +134,19 @@ impl RingBuffer {
     /// Where programs will write next.
     fn produced(&self) -> &AtomicU64 {
         // SAFETY: the producer's page begins with its position, which the kernel writes atomically.
-        unsafe { AtomicU64::from_ptr(self.producer.start.cast().as_ptr()) }
+        unsafe { AtomicU64::from_ptr(self.producer.start().cast().as_ptr()) }
     }
 
     /// Where the reader is.
     fn consumed(&self) -> &AtomicU64 {
         // SAFETY: the consumer's page begins with its position, which the kernel reads atomically.
-        unsafe { AtomicU64::from_ptr(self.consumer.start.cast().as_ptr()) }
+        unsafe { AtomicU64::from_ptr(self.consumer.start().cast().as_ptr()) }
     }
 
     /// The data area, after the producer's page.
     fn data(&self) -> NonNull<u8> {
         // SAFETY: the mapping is one page and twice the data area long.
-        unsafe { self.producer.start.cast::<u8>().add(page_size()) }
+        unsafe { self.producer.start().cast::<u8>().add(page_size()) }
     }
 }
 
@@ -214,46 +212,5 @@ impl Drop for Record<'_> {
 impl fmt::Debug for Record<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Record").field(&&**self).finish()
-    }
-}
-
-#[derive(Clone, Copy)]
-enum Access {
-    ReadOnly,
-    ReadWrite,
-}
-
-/// Memory of a map, unmapped when dropped.
-struct Mapping {
-    start: NonNull<c_void>,
-    length: usize,
-}
-
-// SAFETY: the mapping belongs to this value alone and is not tied to a thread.
-unsafe impl Send for Mapping {}
-// SAFETY: through a shared reference only atomic positions are read and, by `Record`, bytes that
-// nobody writes.
-unsafe impl Sync for Mapping {}
-
-impl Mapping {
-    fn new(map: &Map, length: usize, offset: usize, access: Access) -> Result<Self, Errno> {
-        let size = NonZeroUsize::new(length).ok_or(Errno::EINVAL)?;
-        let offset = offset.try_into().map_err(|_| Errno::EOVERFLOW)?;
-        let protection = match access {
-            Access::ReadOnly => ProtFlags::PROT_READ,
-            Access::ReadWrite => ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
-        };
-        // SAFETY: a new shared mapping at an address of the kernel's choice overlaps nothing.
-        let start =
-            unsafe { mmap(None, size, protection, MapFlags::MAP_SHARED, map.as_fd(), offset) }?;
-        Ok(Self { start, length })
-    }
-}
-
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        // SAFETY: mapped by `new` with this length, and nothing borrows from it any more.
-        let unmapped = unsafe { munmap(self.start, self.length) };
-        debug_assert_eq!(unmapped, Ok(()), "the mapping was valid");
     }
 }
