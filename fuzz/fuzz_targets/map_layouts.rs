@@ -9,9 +9,9 @@ use std::{fmt::Debug, net::IpAddr};
 
 use libfuzzer_sys::fuzz_target;
 use podwire_abi::{
-    Address, Counter, EthernetPair, Flow, FlowKey, FragmentKey, FragmentPorts, IpcacheEntry,
-    NatEntry, NatKey, NodeConfig, NodeState, Pending, PolicyKey, PolicyRow, PortRule, Slot,
-    Verdict, remote_place, tcp_seen,
+    Address, Counter, EthernetPair, Flow, FlowEntry, FlowHash, FlowKey, FragmentKey, FragmentPorts,
+    IpcacheEntry, NatEntry, NatKey, NodeConfig, NodeState, Pending, PendingEntry, PolicyKey,
+    PolicyRow, PortRule, Slot, Verdict, remote_place, tcp_seen,
 };
 use podwire_bpf::{Prefix, fuzzing};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
@@ -56,6 +56,13 @@ fn flow_key(bytes: &[u8]) {
     assert_eq!(key.turned().turned(), key);
     let there_and_back = key.mirrored(7, Address::UNSPECIFIED).mirrored(key.endpoint, key.peer);
     assert_eq!(there_and_back.as_bytes()[4..], key.as_bytes()[4..]);
+    assert_eq!(key.words().as_bytes(), key.as_bytes());
+    let Some(state) = layout::<NodeState>(bytes) else { return };
+    let (local, hash) = (Address::UNSPECIFIED, FlowHash::of_both_sides);
+    let mirrored = key.mirrored(7, local);
+    assert_eq!(hash(&state.seed, &key.turned(), &local), hash(&state.seed, &key, &local));
+    assert_eq!(hash(&state.seed, &mirrored, &key.peer), hash(&state.seed, &key, &local));
+    assert!(FlowHash::new(&state.seed, key.words()).first_set(1023) < 1024);
     assert!(key.tag() < 1 << 10 && remote_place(&key.peer) < podwire_abi::REMOTES);
 }
 
@@ -64,9 +71,10 @@ fn flow(bytes: &[u8]) {
     let verdict = flow.verdict;
     let parts = Verdict::new(verdict.stamp(), verdict.tag(), verdict.flags(), verdict.peer_slot());
     assert_eq!(parts, verdict);
-    let sixteen = flow.tcp & 0xffff;
-    assert_eq!(tcp_seen::turned(tcp_seen::turned(sixteen)), sixteen);
-    let _ = layout::<Pending>(bytes);
+    let (packets, tcp) = (flow.packets(), flow.tcp());
+    assert_eq!(flow.with(packets, tcp), flow);
+    assert_eq!(tcp_seen::turned(tcp_seen::turned(tcp)), tcp);
+    let _ = (layout::<FlowEntry>(bytes), layout::<Pending>(bytes), layout::<PendingEntry>(bytes));
 }
 
 fn policy(bytes: &[u8]) {

@@ -5,15 +5,13 @@ use std::{
 };
 
 use podwire_bpf::{
-    Array, HashMap, Loader, LruHashMap, Map, Object, Program, ProgramArray, SkbContext, TestRun,
-    TypedMap,
+    Array, HashMap, Loader, Map, Object, Program, ProgramArray, SkbContext, TestRun, TypedMap,
 };
 use podwire_datapath::{
     Attach, By, Datapath, Delivery, EndpointConfig, Interface, MetricRow, NodeSetup, Options,
     abi::{
-        Address, CHANGING, Flow, FlowKey, Hook, IpcacheEntry, Mac, NodeConfig, NodeState, Pending,
-        PolicyKey, PolicyRef, PolicyRow, PortRule, Protocol, Slot, identity, map, policy_flag,
-        program,
+        Address, CHANGING, Hook, IpcacheEntry, Mac, NodeConfig, NodeState, PolicyKey, PolicyRef,
+        PolicyRow, PortRule, Protocol, Slot, identity, map, policy_flag, program,
     },
 };
 use podwire_lab::{
@@ -228,7 +226,7 @@ impl Node {
         self.enter(case.state)?;
         let measured = self.prepare(case).and_then(|()| self.measure_in_state(case, repetitions));
         self.leave(case.state)?;
-        self.forget_flows()?;
+        self.forget_flows();
         measured
     }
 
@@ -293,7 +291,7 @@ impl Node {
         self.enter(case.state)?;
         let checked = self.prepare(case).and_then(|()| self.send_and_receive(case, lands));
         self.leave(case.state)?;
-        self.forget_flows()?;
+        self.forget_flows();
         checked
     }
 
@@ -354,7 +352,7 @@ impl Node {
     /// The table of confirmed flows must not be full where new ones are measured.
     fn make_room(&self, case: &Case) -> Result<()> {
         if case.restore == Restore::NewPair {
-            open::<HashMap<FlowKey, Flow>>(map::FLOWS)?.drain()?;
+            self.datapath.tables().confirmed().clear();
         }
         Ok(())
     }
@@ -436,10 +434,9 @@ impl Node {
             .try_for_each(|(hook, ifindex, frame)| self.judge_once(*hook, *ifindex, frame))
     }
 
-    fn forget_flows(&self) -> Result<()> {
-        open::<HashMap<FlowKey, Flow>>(map::FLOWS)?.drain()?;
-        open::<LruHashMap<FlowKey, Pending>>(map::PENDING)?.drain()?;
-        Ok(())
+    fn forget_flows(&self) {
+        self.datapath.tables().confirmed().clear();
+        self.datapath.tables().unconfirmed().clear();
     }
 
     fn judge_once(&self, hook: Hook, ifindex: u32, frame: &[u8]) -> Result<()> {

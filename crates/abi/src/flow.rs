@@ -28,11 +28,11 @@ impl Protocol {
 ///
 /// Whose endpoint it is says the slot: its own address need not be in the key, since a slot has one of
 /// each family, and what the slot's last holder left behind is told by the [`Verdict`]'s stamp. A
-/// key of 24 bytes is hashed and compared in half the time of the whole 5-tuple's 40.
+/// key of three words is hashed and compared in half the time of the whole 5-tuple's five.
 ///
 /// An ICMP echo has its identifier as the port of the side that asks and 0 as the other's, so that the
 /// request's other direction is the reply. Protocols without ports have 0 and 0.
-#[repr(C)]
+#[repr(C, align(8))]
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
@@ -83,6 +83,12 @@ impl FlowKey {
         }
     }
 
+    /// The key as three words, as they lie in memory.
+    #[must_use]
+    pub fn words(&self) -> [u64; 3] {
+        zerocopy::transmute!(*self)
+    }
+
     /// A few bits of what the flow is, for its [`Verdict`].
     #[must_use]
     #[inline(always)]
@@ -110,6 +116,80 @@ pub const fn tag(sum: u32) -> u64 {
 #[expect(clippy::cast_possible_truncation, reason = "both halves are in it")]
 pub const fn fold(word: u64) -> u32 {
     (word ^ word >> 32) as u32
+}
+
+/// Secret numbers that a node hashes its flows by, so that nobody outside can tell which flows share a set.
+pub type HashSeed = [u64; 7];
+
+/// Where a flow may be found in a table of sets: an entry to begin at, in either of two sets.
+///
+/// The hash is Thorup's pair-multiply-shift ("High Speed Hashing for Integers and Strings", 2015, section
+/// 3.5): of six words of 32 bits and seven random ones of 64, its upper 33 bits are strongly universal, that is, two
+/// flows meet with the chance of two random numbers, whatever flows somebody chooses who does not know the
+/// seed. It takes three multiplications, none of which waits for another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlowHash(pub u64);
+
+#[inline(always)]
+const fn pair(seed: u64, other_seed: u64, word: u64, other_word: u64) -> u64 {
+    seed.wrapping_add(word).wrapping_mul(other_seed.wrapping_add(other_word))
+}
+
+impl FlowHash {
+    /// Of the words of a [`FlowKey`].
+    #[must_use]
+    #[inline(always)]
+    pub const fn new(seed: &HashSeed, key: [u64; 3]) -> Self {
+        const fn half(word: u64) -> (u64, u64) {
+            (word >> 32, word & u32::MAX as u64)
+        }
+        let [(a, b), (c, d), (e, f)] = [half(key[0]), half(key[1]), half(key[2])];
+        Self(
+            pair(seed[0], seed[1], a, b)
+                .wrapping_add(pair(seed[2], seed[3], c, d))
+                .wrapping_add(pair(seed[4], seed[5], e, f))
+                .wrapping_add(seed[6]),
+        )
+    }
+
+    /// Of a conversation, whichever side's and direction's key it is under: the same of a key, of the one that is
+    /// [turned](FlowKey::turned), and of that which is [mirrored](FlowKey::mirrored), whose own address is the
+    /// other side's. The two sides are hashed as above, each by itself, and summed.
+    #[must_use]
+    #[inline(always)]
+    pub const fn of_both_sides(seed: &HashSeed, key: &FlowKey, local: &Address) -> Self {
+        const fn side(seed: &HashSeed, address: &Address, port: Be16, protocol: Protocol) -> u64 {
+            let [a, b, c, d] = address.0;
+            let last = (port.raw() as u64) << 8 | protocol.0 as u64;
+            pair(seed[0], seed[1], b.raw() as u64, a.raw() as u64)
+                .wrapping_add(pair(seed[2], seed[3], d.raw() as u64, c.raw() as u64))
+                .wrapping_add(seed[4].wrapping_mul(last))
+                .wrapping_add(seed[5])
+        }
+        let own = side(seed, local, key.local_port, key.protocol);
+        Self(own.wrapping_add(side(seed, &key.peer, key.peer_port, key.protocol)))
+    }
+
+    /// Where to look first.
+    #[must_use]
+    #[inline(always)]
+    pub const fn first_set(self, mask: u32) -> u32 {
+        (self.0 >> 32) as u32 & mask
+    }
+
+    /// Where to look then; it may be the same set.
+    #[must_use]
+    #[inline(always)]
+    pub const fn second_set(self, mask: u32) -> u32 {
+        ((self.0 >> 32) as u32).rotate_left(16) & mask
+    }
+
+    /// The entry to begin at, in either.
+    #[must_use]
+    #[inline(always)]
+    pub const fn way(self) -> usize {
+        (self.0 >> 29) as usize & (WAYS - 1)
+    }
 }
 
 /// What was decided about one direction of a flow, in one word, so that it is never read torn.
@@ -147,6 +227,18 @@ impl Verdict {
     /// The last stamp. A change a millisecond uses them up in two years, and what is stamped last is
     /// believed no longer than what comes after allows: user space refuses changes beyond it.
     pub const LAST_STAMP: u64 = (1 << 36) - 1;
+
+    /// That of an entry which is free: believed of nothing, since no slot was born that early.
+    pub const FREE: Self = Self(0);
+    /// That of an entry which somebody is filling or emptying.
+    pub const TAKEN: Self = Self(1);
+
+    /// Whether it is one, and neither [`FREE`](Self::FREE) nor [`TAKEN`](Self::TAKEN).
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_one(self) -> bool {
+        self.0 > Self::TAKEN.0
+    }
 
     /// From its parts: flags of [`verdict_flag`], a slot below [`SLOTS`](Self::SLOTS).
     #[must_use]
@@ -205,7 +297,7 @@ impl core::fmt::Debug for Verdict {
 }
 
 /// What a direction of a TCP connection has shown so far, in the header's own bits (RFC 9293, 3.1); its own
-/// in the lower byte of [`Flow::tcp`], the other direction's in the upper one.
+/// in the lower byte of [`Flow::tcp()`], the other direction's in the upper one.
 pub mod tcp_seen {
     /// A FIN.
     pub const FIN: u32 = 1;
@@ -234,6 +326,41 @@ pub mod tcp_seen {
     }
 }
 
+/// Entries of a set of [`map::FLOWS`](crate::map::FLOWS) and [`map::PENDING`](crate::map::PENDING).
+pub const WAYS: usize = 8;
+
+/// A confirmed flow goes into its second set if the first has as many, and the second fewer: most are found where they
+/// are looked for first, and yet a table that is half full has room for everybody.
+pub const CROWDED: u32 = 6;
+
+/// One direction of a flow that both sides have spoken in, in [`map::FLOWS`](crate::map::FLOWS): a cache line.
+///
+/// An entry is free while its verdict is [`Verdict::FREE`]. Whoever fills or empties it takes it first, from the
+/// verdict that it has to [`Verdict::TAKEN`], by one atomic exchange, and writes the verdict last. So
+/// whoever reads the verdict first, and then the key, has the verdict on that key.
+#[repr(C)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct FlowEntry {
+    /// Whose it is.
+    pub key: FlowKey,
+    /// What is known of it.
+    pub flow: Flow,
+}
+
+/// The same of [`map::PENDING`](crate::map::PENDING).
+#[repr(C)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct PendingEntry {
+    /// Whose it is.
+    pub key: FlowKey,
+    /// What is known of it.
+    pub pending: Pending,
+}
+
 /// One direction of a flow that both sides have spoken in.
 #[repr(C)]
 #[derive(
@@ -244,18 +371,41 @@ pub struct Flow {
     pub verdict: Verdict,
     /// Packets and bytes that are not in the two sums yet, of [`recent`].
     pub recent: u64,
-    /// Packets.
-    pub packets: u64,
-    /// Their bytes, Ethernet headers included.
+    /// Packets in the lower 48 bits; in the upper sixteen what TCP has shown, of [`tcp_seen`].
+    pub packets_and_tcp: u64,
+    /// Bytes of the packets, Ethernet headers included.
     pub bytes: u64,
     /// [`NodeState::seconds`](crate::NodeState::seconds) at the last packet.
     pub seen: u32,
     /// The same when the flow began.
     pub created: u32,
-    /// Of [`tcp_seen`].
-    pub tcp: u32,
-    /// Zero.
-    pub reserved: u32,
+}
+
+impl Flow {
+    /// TCP's bits are from this one on in [`packets_and_tcp`](Self::packets_and_tcp). A flow that has a
+    /// hundred million packets a second needs a month to reach it.
+    pub const TCP_SHIFT: u32 = 48;
+
+    /// Packets, but for those in [`recent`](Self::recent).
+    #[must_use]
+    #[inline(always)]
+    pub const fn packets(&self) -> u64 {
+        self.packets_and_tcp & ((1 << Self::TCP_SHIFT) - 1)
+    }
+
+    /// What TCP has shown, of [`tcp_seen`].
+    #[must_use]
+    #[inline(always)]
+    pub const fn tcp(&self) -> u32 {
+        (self.packets_and_tcp >> Self::TCP_SHIFT) as u32
+    }
+
+    /// The same with so many packets, and TCP having shown that.
+    #[must_use]
+    #[inline(always)]
+    pub const fn with(self, packets: u64, tcp: u32) -> Self {
+        Self { packets_and_tcp: packets | (tcp as u64) << Self::TCP_SHIFT, ..self }
+    }
 }
 
 /// Packets and bytes in one word, so that one atomic addition counts both.
@@ -345,10 +495,11 @@ mod tests {
     fn layouts_are_what_the_kernel_object_was_built_with() {
         assert_eq!(size_of::<FlowKey>(), 24);
         assert_eq!(offset_of!(FlowKey, peer), 8);
-        // With the 56 bytes that the kernel puts in front of the key of an element that it allocates by itself
-        // these are two cache lines.
-        assert_eq!(size_of::<Flow>(), 48);
-        assert_eq!(size_of::<Pending>(), 56);
+        assert_eq!(align_of::<FlowKey>(), 8);
+        assert_eq!(size_of::<FlowEntry>(), 64);
+        assert_eq!(size_of::<PendingEntry>(), 80);
+        assert_eq!(offset_of!(FlowEntry, flow) + offset_of!(Flow, verdict), 24);
+        assert_eq!(offset_of!(PendingEntry, pending) + offset_of!(Pending, verdict), 24);
         assert_eq!(size_of::<FragmentKey>(), 40);
         assert_eq!(offset_of!(FragmentKey, identification), 32);
         assert_eq!(offset_of!(FragmentKey, protocol), 36);
@@ -375,6 +526,44 @@ mod tests {
         let mirrored = key.mirrored(9, local);
         assert_eq!((mirrored.endpoint, mirrored.local_port.get()), (9, 80));
         assert_eq!(mirrored.mirrored(7, key.peer), key);
+    }
+
+    #[test]
+    fn a_conversation_has_one_hash() {
+        let seed = [3, 5, 7, 11, 13, 17, 19].map(|n: u64| n.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let (key, local) = (key(), Address::from_ipv4([10, 0, 0, 2]));
+        let hash = FlowHash::of_both_sides(&seed, &key, &local);
+        assert_eq!(FlowHash::of_both_sides(&seed, &key.turned(), &local), hash);
+        let mirrored = key.mirrored(9, local);
+        assert_eq!(FlowHash::of_both_sides(&seed, &mirrored, &key.peer), hash);
+        let other = FlowKey { local_port: Be16::new(40001), ..key };
+        assert_ne!(
+            FlowHash::of_both_sides(&seed, &other, &local).first_set(!0),
+            hash.first_set(!0)
+        );
+    }
+
+    #[test]
+    fn flows_are_spread_evenly() {
+        let seed = [3, 5, 7, 11, 13, 17, 19].map(|n: u64| n.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let local = Address::from_ipv4([10, 0, 0, 2]);
+        let hashes: [fn(&HashSeed, &FlowKey, &Address) -> FlowHash; 2] =
+            [|seed, key, _| FlowHash::new(seed, key.words()), FlowHash::of_both_sides];
+        for hash in hashes {
+            let (mut first, mut second, mut ways) = ([0_u32; 256], [0_u32; 256], [0_u32; WAYS]);
+            for port in 0..u16::MAX {
+                let key = FlowKey { local_port: Be16::new(port), ..key() };
+                let hash = hash(&seed, &key, &local);
+                first[hash.first_set(255) as usize] += 1;
+                second[hash.second_set(255) as usize] += 1;
+                ways[hash.way()] += 1;
+            }
+            // 256 on average, of which a sixteenth is the deviation of a random draw.
+            for count in first.into_iter().chain(second) {
+                assert!((160..=352).contains(&count), "{count}");
+            }
+            assert!(ways.iter().all(|count| (7_500..9_000).contains(count)), "{ways:?}");
+        }
     }
 
     #[test]

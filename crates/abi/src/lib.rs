@@ -40,8 +40,8 @@ mod reason;
 
 pub use address::{Address, Be16, Be32, EthernetPair, Mac};
 pub use flow::{
-    Flow, FlowKey, FragmentKey, FragmentPorts, Pending, Protocol, Verdict, direction, fold, recent,
-    tag, tcp_seen, verdict_flag,
+    CROWDED, Flow, FlowEntry, FlowHash, FlowKey, FragmentKey, FragmentPorts, HashSeed, Pending,
+    PendingEntry, Protocol, Verdict, WAYS, direction, fold, recent, tag, tcp_seen, verdict_flag,
 };
 pub use nat::{NAT_TRIES, NatDevice, NatEntry, NatKey, nat_direction, nat_flag, nat_tcp};
 pub use node::{
@@ -75,9 +75,12 @@ pub mod map {
     pub const PREFIXES: &str = "PREFIXES";
     /// [`remote_place`](crate::remote_place) to the `u64` ticket of the last change, array.
     pub const REMOTES: &str = "REMOTES";
-    /// [`FlowKey`](crate::FlowKey) to [`Flow`](crate::Flow), hash.
+    /// Number of a set to [`WAYS`](crate::WAYS) of [`FlowEntry`](crate::FlowEntry), array; see
+    /// [`FlowHash`](crate::FlowHash).
     pub const FLOWS: &str = "FLOWS";
-    /// [`FlowKey`](crate::FlowKey) to [`Pending`](crate::Pending), LRU hash.
+    /// A bit for each set of [`FLOWS`]: whether flows that have it first may be in their second one, array of `u64`.
+    pub const OVERFLOWED: &str = "OVERFLOWED";
+    /// Number of a set to [`WAYS`](crate::WAYS) of [`PendingEntry`](crate::PendingEntry), array.
     pub const PENDING: &str = "PENDING";
     /// [`PolicyKey`](crate::PolicyKey) to [`PolicyRow`](crate::PolicyRow), hash.
     pub const POLICY: &str = "POLICY";
@@ -105,7 +108,7 @@ pub mod map {
     /// Where programs make what is too large for their stack, per-CPU array; not pinned, and not in [`ALL`].
     pub const SCRATCH: &str = "SCRATCH";
     /// Every other map, in the order above.
-    pub const ALL: [&str; 20] = [
+    pub const ALL: [&str; 21] = [
         CONFIG,
         SLOTS,
         LINKS,
@@ -114,6 +117,7 @@ pub mod map {
         PREFIXES,
         REMOTES,
         FLOWS,
+        OVERFLOWED,
         PENDING,
         POLICY,
         POLICY_RULES,
@@ -132,6 +136,12 @@ pub mod map {
 /// Name of the programs' variable, set before loading, that says which low bits of a link's number
 /// name its slot; see [`slot_mask`].
 pub const SLOT_MASK: &str = "SLOT_MASK";
+
+/// Names of the programs' variables, set before loading, that say how many sets there are in
+/// [`map::FLOWS`] and [`map::PENDING`]: one less than that, which is a power of two.
+pub const FLOWS_MASK: &str = "FLOWS_MASK";
+/// See [`FLOWS_MASK`].
+pub const PENDING_MASK: &str = "PENDING_MASK";
 
 /// Which low bits of a link's number name the slot that its endpoint gets, if that is free, on a node
 /// with so many slots. Programs look there first, and only then into [`map::LINKS`].

@@ -2,7 +2,7 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::{Address, Be32, EthernetPair, PolicyRef};
+use crate::{Address, Be32, EthernetPair, HashSeed, PolicyRef};
 
 /// What all programs of a node share.
 #[repr(C)]
@@ -41,6 +41,8 @@ pub struct NodeState {
     pub seconds: u32,
     /// Zero.
     pub reserved: u32,
+    /// What flows are hashed by: drawn when the map is made, and never changed.
+    pub seed: HashSeed,
 }
 
 /// Stands for the ticket of what is being changed: no verdict is believed meanwhile.
@@ -176,7 +178,7 @@ mod tests {
         assert_eq!(size_of::<NodeConfig>(), 40);
         assert_eq!(offset_of!(NodeConfig, host_ifindex), 20);
         assert_eq!(offset_of!(NodeConfig, to_host), 24);
-        assert_eq!(size_of::<NodeState>(), 24);
+        assert_eq!(size_of::<NodeState>(), 80);
         assert_eq!(size_of::<Slot>(), 128);
         assert_eq!(offset_of!(Slot, ipv4), 20);
         assert_eq!(offset_of!(Slot, from_pod), 24);

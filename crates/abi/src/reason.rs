@@ -159,8 +159,11 @@ numbered! {
         Ended = 3, "ended";
         /// A flow could not be confirmed, since that table is full.
         TableFull = 4, "table-full";
-        /// A flow could not be kept at all.
+        /// A flow could not be kept at all, since each entry that it could have had was being written.
         Unkept = 5, "unkept";
+        /// A flow that was not confirmed, the one of those at hand which was idle for longest, was forgotten
+        /// for a newer one.
+        Evicted = 6, "evicted";
     }
 }
 

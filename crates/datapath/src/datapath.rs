@@ -7,20 +7,21 @@ use std::{
 };
 
 use podwire_abi::{
-    Address, Be32, CHANGING, EthernetPair, IpcacheEntry, Mac, NodeConfig, PolicyRef, SLOT_MASK,
-    Slot, Verdict, identity, map, slot_flag, slot_mask,
+    Address, Be32, CHANGING, EthernetPair, FLOWS_MASK, IpcacheEntry, Mac, NodeConfig, NodeState,
+    PENDING_MASK, PolicyRef, SLOT_MASK, Slot, Verdict, identity, map, slot_flag, slot_mask,
 };
-use podwire_bpf::{AttachMode, Loader, Object, Program, Removal};
+use podwire_bpf::{Array, AttachMode, Loader, Object, Program, Removal};
 
 use crate::{
     OBJECT,
     attach::{Attach, By},
     error::{Error, Result},
+    flows::{FlowTable, sets},
     halves,
     nat::Nat,
     policy::{self, Book, Terms},
     slots::{FreeSlots, empty_generation, taken_generation},
-    state::Marks,
+    state::{self, Marks},
     tables::{Tables, maps_folder},
 };
 
@@ -31,9 +32,10 @@ pub struct Options {
     pub bpffs: PathBuf,
     /// How many endpoints there is room for.
     pub slots: u32,
-    /// How many directions of confirmed flows there is room for: two a flow.
+    /// How many directions of confirmed flows there is room for at least, two a flow: the next power of two.
     pub flows: u32,
-    /// How many flows there is room for that only one side has spoken in, or that have ended.
+    /// How many flows there is room for at least that only one side has spoken in, or that have ended: the next
+    /// power of two.
     pub pending: u32,
     /// How many whole addresses of other nodes, and how many prefixes, there is room for.
     pub remotes: u32,
@@ -164,31 +166,38 @@ impl Datapath {
         }
         let maps = maps_folder(&options.bpffs);
         let addresses = options.slots.saturating_mul(2).saturating_add(options.remotes);
+        let (flow_sets, pending_sets) = (sets(options.flows), sets(options.pending));
         let object = Loader::new(OBJECT)
             .max_entries(map::SLOTS, options.slots)
             .max_entries(map::LINKS, options.slots)
             .max_entries(map::IPCACHE, addresses)
             .max_entries(map::PREFIXES, options.remotes)
-            .max_entries(map::FLOWS, options.flows)
-            .max_entries(map::PENDING, options.pending)
+            .max_entries(map::FLOWS, flow_sets)
+            .max_entries(map::OVERFLOWED, flow_sets.div_ceil(u64::BITS))
+            .max_entries(map::PENDING, pending_sets)
             .max_entries(map::POLICY, options.policy_rows)
             .max_entries(map::POLICY_RULES, options.policy_rules)
             .max_entries(map::NAT, options.mappings.saturating_mul(2))
             .global(SLOT_MASK, &slot_mask(options.slots))
+            .global(FLOWS_MASK, &(flow_sets - 1))
+            .global(PENDING_MASK, &(pending_sets - 1))
             .pin_maps(&maps)
             // Of no use to anybody but the programs that it was made with.
             .unpinned(map::SCRATCH)
             .load()?;
+        let state: Array<NodeState> = object.map(map::STATE)?;
+        let seed = state::seed(&state)?;
         let tables = Tables {
             config: object.map(map::CONFIG)?,
             slots: object.map(map::SLOTS)?,
             links: object.map(map::LINKS)?,
-            state: object.map(map::STATE)?,
+            state,
             ipcache: object.map(map::IPCACHE)?,
             prefixes: object.map(map::PREFIXES)?,
             remotes: object.map(map::REMOTES)?,
-            flows: object.map(map::FLOWS)?,
-            pending: object.map(map::PENDING)?,
+            flows: FlowTable::new(object.map(map::FLOWS)?, seed),
+            overflowed: object.map(map::OVERFLOWED)?,
+            pending: FlowTable::new(object.map(map::PENDING)?, seed),
             policy: object.map(map::POLICY)?,
             policy_rules: object.map(map::POLICY_RULES)?,
             fragments: object.map(map::FRAGMENTS)?,

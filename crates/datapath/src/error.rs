@@ -17,6 +17,12 @@ pub enum Error {
         /// The kernel's words.
         source: io::Error,
     },
+    /// The kernel gives no random numbers.
+    #[error("draw a seed for the tables of flows: {source}")]
+    Random {
+        /// The kernel's words.
+        source: io::Error,
+    },
     /// Every slot has an endpoint.
     #[error("all {slots} endpoint slots are taken; raise the number of slots")]
     Full {

@@ -3,17 +3,23 @@
 mod filter;
 mod state;
 mod sweep;
+mod table;
 
-use std::{collections::HashMap, net::IpAddr};
+use std::{
+    collections::{HashMap, HashSet},
+    net::IpAddr,
+};
 
 use podwire_abi::{
     Address, Be16, Flow, FlowKey, Pending, Protocol, Verdict, direction, recent, verdict_flag,
 };
 
+pub(crate) use self::table::{capacity, sets};
 pub use self::{
     filter::{FlowDirection, FlowFilter},
     state::{FlowState, Timeout, Timeouts},
     sweep::Sweep,
+    table::{FlowTable, TableEntry},
 };
 use self::{state::idle, sweep::Holders};
 use crate::{error::Result, tables::Tables};
@@ -113,13 +119,16 @@ impl Tables {
         let count = confirmed.len() + pending.len();
         if filter.is_everything() {
             // What endpoints that are no more have left goes as well.
-            self.flows.visit(|key, _| self.flows.remove(&key).map(drop))?;
-            self.pending.visit(|key, _| self.pending.remove(&key).map(drop))?;
+            self.flows.clear();
+            self.pending.clear();
             return Ok(count);
         }
         let keys = |found: Vec<Found>| found.into_iter().flat_map(|(_, keys)| keys);
-        self.flows.remove_batch(&keys(confirmed).collect::<Vec<_>>())?;
-        self.pending.remove_batch(&keys(pending).collect::<Vec<_>>())?;
+        for key in keys(confirmed) {
+            self.flows.remove(&key);
+        }
+        let pending: HashSet<_> = keys(pending).collect();
+        self.pending.retain(|key, _| !pending.contains(key));
         Ok(count)
     }
 
@@ -127,13 +136,8 @@ impl Tables {
     fn conversations(&self, filter: &FlowFilter) -> Result<(Vec<Found>, Vec<Found>)> {
         let holders = Holders::read(self)?;
         let now = self.state.get(0)?.seconds;
-        let mut flows = HashMap::new();
-        self.flows.visit(|key, flow| {
-            if !holders.is_orphan(&key, flow.verdict) {
-                flows.insert(key, flow);
-            }
-            Ok::<_, crate::Error>(())
-        })?;
+        let owned = self.flows.iter().filter(|(key, flow)| !holders.is_orphan(key, flow.verdict));
+        let flows: HashMap<_, _> = owned.collect();
         let mut confirmed = Vec::new();
         for (key, flow) in &flows {
             let is_reply = flow.verdict.has(verdict_flag::REPLY);
@@ -154,7 +158,7 @@ impl Tables {
             }
         }
         let mut pending = Vec::new();
-        self.pending.visit(|key, flow| {
+        for (key, flow) in self.pending.iter() {
             if let Some(address) = holders.address(&key)
                 && !holders.is_orphan(&key, flow.verdict)
             {
@@ -163,8 +167,7 @@ impl Tables {
                     pending.push((row, vec![key]));
                 }
             }
-            Ok::<_, crate::Error>(())
-        })?;
+        }
         Ok((confirmed, pending))
     }
 }
@@ -183,7 +186,7 @@ fn of_confirmed(
 ) -> FlowRow {
     let sums = |flow: &Flow| {
         let (packets, bytes) = recent::split(flow.recent);
-        (flow.packets + packets, flow.bytes + bytes)
+        (flow.packets() + packets, flow.bytes + bytes)
     };
     let both = || std::iter::once(flow).chain(other);
     let since = |of: fn(&Flow) -> u32| both().map(move |flow| idle(of(flow), now));

@@ -20,7 +20,8 @@ pub use datapath::{
 };
 pub use error::Error;
 pub use flows::{
-    FlowDirection, FlowFilter, FlowPath, FlowRow, FlowState, Sweep, Timeout, Timeouts,
+    FlowDirection, FlowFilter, FlowPath, FlowRow, FlowState, FlowTable, Sweep, TableEntry, Timeout,
+    Timeouts,
 };
 pub use nat::{
     LinkHeader, Nat, NatCount, NatEnd, NatFilter, NatOrigin, NatRow, NatState, NatSwept,

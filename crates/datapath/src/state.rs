@@ -2,7 +2,8 @@
 //!
 //! [`NodeState`] says what the order of writes must be; this module keeps it.
 
-use podwire_abi::{Address, CHANGING, NodeState, Slot, Verdict, remote_place};
+use podwire_abi::{Address, CHANGING, HashSeed, NodeState, Slot, Verdict, remote_place};
+use podwire_bpf::Array;
 
 use crate::{
     error::{Error, Result},
@@ -18,6 +19,20 @@ pub(crate) struct Marks {
     pub(crate) slots: Vec<u32>,
     /// Those with these addresses, which no endpoint has.
     pub(crate) remotes: Vec<Address>,
+}
+
+/// What the node's flows are hashed by: what is there, or else, in a map that was just made, what is drawn now.
+pub(crate) fn seed(map: &Array<NodeState>) -> Result<HashSeed> {
+    let state = map.get(0)?;
+    if state.seed != HashSeed::default() {
+        return Ok(state.seed);
+    }
+    let mut seed = HashSeed::default();
+    for word in &mut seed {
+        *word = getrandom::u64().map_err(|source| Error::Random { source: source.into() })?;
+    }
+    map.set(0, &NodeState { seed, ..state })?;
+    Ok(seed)
 }
 
 impl Tables {

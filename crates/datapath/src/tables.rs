@@ -7,15 +7,16 @@ use std::{
 
 use ipnetwork::IpNetwork;
 use podwire_abi::{
-    Address, Counter, Flow, FlowEvent, FlowKey, FragmentKey, FragmentPorts, Hook, IpcacheEntry,
-    METRICS_ENTRIES, Mac, NodeConfig, NodeState, Pending, PolicyKey, PolicyRow, PortRule, Reason,
-    Slot, map, metric_index,
+    Address, Counter, FlowEntry, FlowEvent, FragmentKey, FragmentPorts, Hook, IpcacheEntry,
+    METRICS_ENTRIES, Mac, NodeConfig, NodeState, PendingEntry, PolicyKey, PolicyRow, PortRule,
+    Reason, Slot, map, metric_index,
 };
-use podwire_bpf::{Array, HashMap, LpmTrie, LruHashMap, Map, PerCpuArray};
+use podwire_bpf::{Array, HashMap, LpmTrie, LruHashMap, Map, MappedArray, PerCpuArray};
 
 use crate::{
     datapath::{self, Delivery, Interface},
     error::Result,
+    flows::{self, FlowTable},
     ipcache,
     nat::Nat,
 };
@@ -33,8 +34,10 @@ pub struct Tables {
     pub(crate) ipcache: HashMap<Address, IpcacheEntry>,
     pub(crate) prefixes: LpmTrie<Address, IpcacheEntry>,
     pub(crate) remotes: Array<u64>,
-    pub(crate) flows: HashMap<FlowKey, Flow>,
-    pub(crate) pending: LruHashMap<FlowKey, Pending>,
+    pub(crate) flows: FlowTable<FlowEntry>,
+    /// Of the programs alone; here to be counted.
+    pub(crate) overflowed: Array<u64>,
+    pub(crate) pending: FlowTable<PendingEntry>,
     pub(crate) policy: HashMap<PolicyKey, PolicyRow>,
     pub(crate) policy_rules: Array<PortRule>,
     pub(crate) fragments: LruHashMap<FragmentKey, FragmentPorts>,
@@ -118,16 +121,19 @@ impl Tables {
     pub fn open(bpffs: impl AsRef<Path>) -> Result<Self> {
         let bpffs = bpffs.as_ref();
         let folder = maps_folder(bpffs);
+        let state: Array<NodeState> = Array::open(folder.join(map::STATE))?;
+        let seed = state.get(0)?.seed;
         Ok(Self {
             config: Array::open(folder.join(map::CONFIG))?,
             slots: Array::open(folder.join(map::SLOTS))?,
             links: HashMap::open(folder.join(map::LINKS))?,
-            state: Array::open(folder.join(map::STATE))?,
+            state,
             ipcache: HashMap::open(folder.join(map::IPCACHE))?,
             prefixes: LpmTrie::open(folder.join(map::PREFIXES))?,
             remotes: Array::open(folder.join(map::REMOTES))?,
-            flows: HashMap::open(folder.join(map::FLOWS))?,
-            pending: LruHashMap::open(folder.join(map::PENDING))?,
+            flows: FlowTable::new(MappedArray::open(folder.join(map::FLOWS))?, seed),
+            overflowed: Array::open(folder.join(map::OVERFLOWED))?,
+            pending: FlowTable::new(MappedArray::open(folder.join(map::PENDING))?, seed),
             policy: HashMap::open(folder.join(map::POLICY))?,
             policy_rules: Array::open(folder.join(map::POLICY_RULES))?,
             fragments: LruHashMap::open(folder.join(map::FRAGMENTS))?,
@@ -135,6 +141,18 @@ impl Tables {
             flow_events: PerCpuArray::open(folder.join(map::FLOW_EVENTS))?,
             nat: Nat::open(bpffs)?,
         })
+    }
+
+    /// The table of confirmed flows, as it lies in memory.
+    #[must_use]
+    pub const fn confirmed(&self) -> &FlowTable<FlowEntry> {
+        &self.flows
+    }
+
+    /// The table of flows that are not confirmed, as it lies in memory.
+    #[must_use]
+    pub const fn unconfirmed(&self) -> &FlowTable<PendingEntry> {
+        &self.pending
     }
 
     /// How many endpoints there is room for.
@@ -150,7 +168,10 @@ impl Tables {
     /// If the kernel does not tell.
     pub fn map_rows(&self) -> Result<Vec<MapRow>> {
         let rows = map::ALL.into_iter().zip(self.maps()).map(|(name, map)| {
-            let capacity = map.layout().max_entries;
+            let capacity = match (name, map.layout().max_entries) {
+                (map::FLOWS | map::PENDING, sets) => flows::capacity(sets),
+                (_, entries) => entries,
+            };
             Ok(MapRow { name, capacity, bytes: map.memory_bytes()? })
         });
         rows.collect()
@@ -159,7 +180,7 @@ impl Tables {
     /// How many directions of confirmed flows there is room for, and how many others.
     #[must_use]
     pub fn flow_capacities(&self) -> (u32, u32) {
-        (self.flows.max_entries(), self.pending.max_entries())
+        (self.flows.capacity(), self.pending.capacity())
     }
 
     /// In the order of [`map::ALL`].
@@ -173,6 +194,7 @@ impl Tables {
             self.prefixes.as_map(),
             self.remotes.as_map(),
             self.flows.as_map(),
+            self.overflowed.as_map(),
             self.pending.as_map(),
             self.policy.as_map(),
             self.policy_rules.as_map(),

@@ -99,7 +99,8 @@ const FATES: [(Hook, &[Reason]); 3] = [
     ),
 ];
 
-/// What can happen to flows. [`FlowEvent::Unkept`] needs a kernel without memory.
+/// What can happen to flows. [`FlowEvent::Unkept`] needs several CPUs at one place, and [`FlowEvent::Evicted`] more flows
+/// than an input has.
 const EVENTS: [FlowEvent; 5] = [
     FlowEvent::Judged,
     FlowEvent::Began,

@@ -5,7 +5,10 @@
 
 mod node;
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+};
 
 use node::{
     ACK, FIN, HOST_MAC, NET_MAC, Node, Pod, ROUTER4, ROUTER6, RST, SYN, addresses, icmp_error,
@@ -59,19 +62,18 @@ fn event(node: &Node, event: FlowEvent) -> u64 {
 }
 
 fn confirmed(node: &Node) -> Vec<Flow> {
-    let mut flows: Vec<_> =
-        node.maps.flows.entries().unwrap().into_iter().map(|(_, flow)| flow).collect();
+    let mut flows: Vec<_> = node.maps.flows().entries().into_iter().map(|(_, flow)| flow).collect();
     flows.sort_by_key(|flow| flow.verdict.flags());
     flows
 }
 
 fn pending(node: &Node) -> Vec<Pending> {
-    node.maps.pending.entries().unwrap().into_iter().map(|(_, pending)| pending).collect()
+    node.maps.pending().entries().into_iter().map(|(_, pending)| pending).collect()
 }
 
 fn forget(node: &Node) {
-    node.maps.flows.drain().unwrap();
-    node.maps.pending.drain().unwrap();
+    node.maps.flows().clear();
+    node.maps.pending().clear();
 }
 
 #[test]
@@ -222,7 +224,7 @@ fn datagrams_and_echoes_are_confirmed_by_the_first_answer() {
                 assert_eq!(event(node, FlowEvent::Judged), judged);
                 let counts: Vec<_> = confirmed(node)
                     .iter()
-                    .map(|flow| recent::split(flow.recent).0 + flow.packets)
+                    .map(|flow| recent::split(flow.recent).0 + flow.packets())
                     .collect();
                 assert_eq!(counts, [3, 2]);
                 forget(node);
@@ -319,21 +321,87 @@ fn what_the_node_asks_is_answered_to_the_stack() {
 #[test]
 #[ignore = "needs root: loads programs in a namespace of its own"]
 fn a_full_table_keeps_what_it_has() {
+    // One set, which has eight entries.
     let small = |options| Options { flows: 2, ..options };
     on_node_with(small, |node| {
         let [first, _] = Sides::of(node);
-        first.open();
-        assert_eq!(confirmed(node).len(), 2);
-        let mut second = first;
-        second.client.1.1 = 40001;
-        second.open();
+        let from_port = |port| {
+            let mut sides = first;
+            sides.client.1.1 = port;
+            sides
+        };
+        (40_000..40_004).for_each(|port| from_port(port).open());
+        assert_eq!((confirmed(node).len(), event(node, FlowEvent::TableFull)), (8, 0));
+        let last = from_port(40_004);
+        last.open();
         assert_eq!(event(node, FlowEvent::TableFull), 1);
-        assert_eq!((confirmed(node).len(), pending(node).len()), (2, 1));
+        assert_eq!((confirmed(node).len(), pending(node).len()), (8, 1));
         let judged = event(node, FlowEvent::Judged);
-        assert_eq!(first.client_sends(ACK), Reason::Delivered);
-        assert_eq!(event(node, FlowEvent::Judged), judged, "the first one is still known");
-        assert_eq!(second.client_sends(ACK), Reason::Delivered, "by the slow path");
+        for port in 40_000..40_004 {
+            assert_eq!(from_port(port).client_sends(ACK), Reason::Delivered);
+        }
+        assert_eq!(event(node, FlowEvent::Judged), judged, "the first ones are still known");
+        assert_eq!(last.client_sends(ACK), Reason::Delivered, "by the slow path");
         assert_eq!(event(node, FlowEvent::Judged), judged + 1);
+    });
+}
+
+#[test]
+#[ignore = "needs root: loads programs in a namespace of its own"]
+fn a_flow_whose_set_is_crowded_is_found_in_its_other_one() {
+    // 16 sets, which have 128 entries.
+    let small = |options| Options { flows: 64, ..options };
+    on_node_with(small, |node| {
+        let [first, _] = Sides::of(node);
+        let from_port = |port| {
+            let mut sides = first;
+            sides.client.1.1 = port;
+            sides
+        };
+        // Seven entries a set, were they spread evenly.
+        let ports = 40_000..40_056;
+        ports.clone().for_each(|port| from_port(port).open());
+        let overflowed = node.maps.overflowed.values().unwrap();
+        assert_ne!(overflowed, [0], "one of them went to its second set");
+        let full = event(node, FlowEvent::TableFull);
+        assert_eq!(confirmed(node).len() + 2 * pending(node).len(), 112, "none is there twice");
+        assert!(pending(node).len() as u64 == full && full < 28, "{full} find no room");
+        let judged = event(node, FlowEvent::Judged);
+        for port in ports {
+            assert_eq!(from_port(port).client_sends(ACK), Reason::Delivered);
+            assert_eq!(from_port(port).server_sends(ACK), Reason::Delivered);
+        }
+        // Each packet of those without a place, and no other.
+        assert_eq!(event(node, FlowEvent::Judged), judged + 2 * full);
+    });
+}
+
+#[test]
+#[ignore = "needs root: loads programs in a namespace of its own"]
+fn of_flows_that_wait_the_idlest_makes_room() {
+    // One set, which has eight entries.
+    let small = |options| Options { pending: 2, ..options };
+    on_node_with(small, |node| {
+        let [first, _] = Sides::of(node);
+        let syn_from = |port| {
+            let mut sides = first;
+            sides.client.1.1 = port;
+            assert_eq!(sides.client_sends(SYN), Reason::Delivered);
+            node.datapath.tick(1).unwrap();
+        };
+        let waiting = || {
+            let entries = node.maps.pending().entries();
+            entries.iter().map(|(key, _)| key.local_port.get()).collect::<BTreeSet<_>>()
+        };
+        (40_000..40_008).for_each(syn_from);
+        assert_eq!(waiting(), (40_000..40_008).collect());
+        // Its second packet: another is the idlest now.
+        syn_from(40_000);
+        assert_eq!((waiting().len(), event(node, FlowEvent::Evicted)), (8, 0));
+        syn_from(40_008);
+        assert_eq!(event(node, FlowEvent::Evicted), 1);
+        let left: BTreeSet<_> = (40_000..40_009).filter(|port| *port != 40_001).collect();
+        assert_eq!(waiting(), left);
     });
 }
 
@@ -346,7 +414,9 @@ fn flows_are_seen_by_their_own_clock() {
         sides.open();
         node.datapath.tick(5).unwrap();
         sides.server_sends(ACK);
-        let times: Vec<_> = confirmed(node).iter().map(|flow| (flow.created, flow.seen)).collect();
+        let flows = confirmed(node);
+        let mut times: Vec<_> = flows.iter().map(|flow| (flow.created, flow.seen)).collect();
+        times.sort_unstable();
         assert_eq!(times, [(7, 7), (7, 12)]);
     });
 }

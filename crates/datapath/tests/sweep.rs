@@ -8,12 +8,13 @@ use std::{
     time::Instant,
 };
 
-use podwire_bpf::{Array, HashMap, InsertMode, LruHashMap, Map, TypedMap};
+use podwire_bpf::{Array, Map, TypedMap};
 use podwire_datapath::{
-    Datapath, FlowDirection, FlowFilter, FlowPath, FlowState, Options, Tables, Timeout, Timeouts,
+    Datapath, FlowDirection, FlowFilter, FlowPath, FlowState, FlowTable, Options, Tables, Timeout,
+    Timeouts,
     abi::{
-        Address, Be16, Flow, FlowKey, NodeState, Pending, Protocol, Slot, Verdict, direction, map,
-        recent, tcp_seen, verdict_flag,
+        Address, Be16, Flow, FlowEntry, FlowKey, NodeState, Pending, Protocol, Slot, Verdict,
+        direction, map, recent, tcp_seen, verdict_flag,
     },
 };
 use podwire_lab::Host;
@@ -31,8 +32,6 @@ const OPEN: u32 = (tcp_seen::SYN | tcp_seen::ACK) * (1 | 1 << tcp_seen::PEER);
 /// The maps that a test writes into.
 struct Maps {
     slots: Array<Slot>,
-    flows: HashMap<FlowKey, Flow>,
-    pending: LruHashMap<FlowKey, Pending>,
     tables: Tables,
 }
 
@@ -49,9 +48,9 @@ impl Maps {
             M::from_map(Map::open(format!("{BPFFS}/maps/{name}")).unwrap()).unwrap()
         }
         let (slots, state): (Array<Slot>, Array<NodeState>) = (open(map::SLOTS), open(map::STATE));
-        let (flows, pending) = (open(map::FLOWS), open(map::PENDING));
-        state.set(0, &NodeState { ticket: TICKET, seconds: NOW, ..NodeState::default() }).unwrap();
-        let maps = Self { slots, flows, pending, tables: Tables::open(BPFFS).unwrap() };
+        let drawn = state.get(0).unwrap();
+        state.set(0, &NodeState { ticket: TICKET, seconds: NOW, ..drawn }).unwrap();
+        let maps = Self { slots, tables: Tables::open(BPFFS).unwrap() };
         for number in 0..SLOTS / 2 {
             maps.take(number, 10);
         }
@@ -74,9 +73,19 @@ impl Maps {
     fn confirm(&self, pair: &Pair) -> [FlowKey; 2] {
         let entries = pair.entries();
         for (key, flow) in &entries {
-            self.flows.insert_with(key, flow, InsertMode::NoExist).unwrap();
+            assert_eq!(self.flows().get(key), None);
+            assert!(self.flows().insert(key, *flow));
         }
         entries.map(|(key, _)| key)
+    }
+
+    fn flows(&self) -> &FlowTable<FlowEntry> {
+        self.tables.confirmed()
+    }
+
+    /// Writes a flow that is not confirmed, of the endpoint in slot 1.
+    fn wait(&self, key: &FlowKey, pending: Pending) {
+        assert!(self.tables.unconfirmed().insert(key, &address(1), pending));
     }
 
     fn sweep(&self) -> podwire_datapath::Sweep {
@@ -84,7 +93,7 @@ impl Maps {
     }
 
     fn count(&self) -> (usize, usize) {
-        (self.flows.entries().unwrap().len(), self.pending.entries().unwrap().len())
+        (self.flows().entries().len(), self.tables.unconfirmed().entries().len())
     }
 }
 
@@ -143,15 +152,16 @@ impl Pair {
             }
         };
         let swapped = self.tcp >> tcp_seen::PEER | (self.tcp & 0xff) << tcp_seen::PEER;
-        let flow = |key: &FlowKey, flags, peer: u16, seen, tcp, packets| Flow {
-            verdict: Verdict::new(self.stamp, key.tag(), flags, peer.into()),
-            recent: recent::one(60),
-            packets,
-            bytes: packets * 100,
-            seen,
-            created: NOW - 20_000,
-            tcp,
-            ..Flow::default()
+        let flow = |key: &FlowKey, flags, peer: u16, seen, tcp, packets| {
+            Flow {
+                verdict: Verdict::new(self.stamp, key.tag(), flags, peer.into()),
+                recent: recent::one(60),
+                bytes: packets * 100,
+                seen,
+                created: NOW - 20_000,
+                ..Flow::default()
+            }
+            .with(packets, tcp)
         };
         let [own, others] = self.idle.map(|idle| NOW - idle);
         let reply = flags | verdict_flag::REPLY;
@@ -162,7 +172,7 @@ impl Pair {
     }
 
     fn timeout(&self) -> Timeout {
-        let flow = Flow { tcp: self.tcp, ..Flow::default() };
+        let flow = Flow::default().with(0, self.tcp);
         Timeout::of(self.protocol, FlowState::of_confirmed(self.protocol, &flow))
     }
 }
@@ -227,15 +237,15 @@ fn flows_that_wait_or_have_ended_go_in_their_time() {
             (11, Protocol::SCTP, 0, 60, 61),
             (13, Protocol(47), 0, 60, 61),
         ] {
-            maps.pending.insert(&key(port, protocol), &pending(stays, tcp)).unwrap();
-            maps.pending.insert(&key(port + 1, protocol), &pending(goes, tcp)).unwrap();
+            maps.wait(&key(port, protocol), pending(stays, tcp));
+            maps.wait(&key(port + 1, protocol), pending(goes, tcp));
         }
         let sweep = maps.sweep();
         assert_eq!((sweep.pending, maps.count().1), (7, 7));
         let expired = |timeout: Timeout| sweep.expired[timeout as usize];
         assert_eq!((expired(Timeout::TcpOpening), expired(Timeout::TcpEnded)), (1, 2));
         assert_eq!((expired(Timeout::UdpOneSided), expired(Timeout::Icmp)), (1, 1));
-        let left = maps.pending.entries().unwrap();
+        let left = maps.tables.unconfirmed().entries();
         assert!(left.iter().all(|(key, _)| key.local_port.get() % 2 == 1), "{left:?}");
     });
 }
@@ -254,13 +264,11 @@ fn what_endpoints_that_went_have_left_goes_at_once() {
         maps.confirm(&Pair { from: 4, ..off_node.clone() });
         maps.confirm(&Pair { from: 4, port: 2, stamp: 30, ..off_node });
         maps.confirm(&Pair { port: 3, to: Some(4), ..pair.clone() });
-        maps.pending
-            .insert(&FlowKey { endpoint: 3, ..key(9, Protocol::UDP) }, &pending(0, 0))
-            .unwrap();
-        maps.pending.insert(&key(9, Protocol::UDP), &pending(0, 0)).unwrap();
+        maps.wait(&FlowKey { endpoint: 3, ..key(9, Protocol::UDP) }, pending(0, 0));
+        maps.wait(&key(9, Protocol::UDP), pending(0, 0));
         // As if an endpoint had come to slot 3 after the slots were read, and spoken.
         let young = Pending { verdict: Verdict::new(TICKET + 1, 0, 0, 0), ..pending(0, 0) };
-        maps.pending.insert(&FlowKey { endpoint: 3, ..key(10, Protocol::UDP) }, &young).unwrap();
+        maps.wait(&FlowKey { endpoint: 3, ..key(10, Protocol::UDP) }, young);
 
         assert_eq!(maps.tables.flows().unwrap().len(), 3, "nobody is shown what is dead");
         let sweep = maps.sweep();
@@ -284,7 +292,7 @@ fn a_conversation_is_one_row() {
             ..Pair::default()
         };
         maps.confirm(&off_node);
-        maps.pending.insert(&key(7, Protocol::ICMP), &pending(2, 0)).unwrap();
+        maps.wait(&key(7, Protocol::ICMP), pending(2, 0));
         let rows = maps.tables.flows().unwrap();
         let [waiting, straight, stack] = &rows[..] else { panic!("{rows:?}") };
         assert_eq!((straight.source_endpoint, straight.destination_endpoint), (Some(1), Some(2)));
@@ -299,7 +307,7 @@ fn a_conversation_is_one_row() {
         assert_eq!((waiting.state, waiting.age, waiting.packets), (FlowState::OneSided, 3, 1));
 
         // Of a pair whose first direction is gone the other tells the same.
-        maps.flows.remove(&key(1000, Protocol::UDP)).unwrap();
+        assert!(maps.flows().remove(&key(1000, Protocol::UDP)));
         let rows = maps.tables.flows().unwrap();
         let left = rows.iter().find(|row| row.protocol == Protocol::UDP).unwrap();
         assert_eq!((left.source, left.source_port), (straight.source, 1000));
@@ -315,7 +323,7 @@ fn what_is_meant_is_flushed() {
             maps.confirm(&Pair { port, ..Pair::default() });
             let off_node = Pair { to: None, path: FlowPath::Stack, from: 5, ..Pair::default() };
             maps.confirm(&Pair { port, ..off_node });
-            maps.pending.insert(&key(port, Protocol::TCP), &pending(1, 1)).unwrap();
+            maps.wait(&key(port, Protocol::TCP), pending(1, 1));
         }
         let flush = |filter: FlowFilter| {
             let listed = maps.tables.flows_that(&filter).unwrap().len();
@@ -394,7 +402,8 @@ fn a_sweep_leaves_what_the_rules_say() {
                     }
                 }
                 let sweep = maps.sweep();
-                let left = maps.flows.drain().unwrap();
+                let left = maps.flows().entries();
+                maps.flows().clear();
                 prop_assert_eq!(sweep.flows as usize, left.len());
                 let left: BTreeSet<_> = left.iter().map(|(key, _)| format!("{key:?}")).collect();
                 prop_assert_eq!(left, expected);
@@ -412,46 +421,50 @@ fn a_sweep_leaves_what_the_rules_say() {
 #[test]
 #[ignore = "needs root: makes and pins maps"]
 fn a_sweep_over_full_tables_takes_little() {
-    const FLOWS: u32 = 1 << 18;
-    const PENDING: u32 = 1 << 16;
-    with_maps(FLOWS, PENDING, |maps| {
+    let shipped = Options::new(BPFFS);
+    with_maps(shipped.flows, shipped.pending, |maps| {
         let filled = |idle: u32| {
-            let entries = (0..FLOWS / 2).flat_map(|n| {
+            let (mut conversations, mut waiting) = (0, 0);
+            for n in 0..shipped.flows / 2 {
                 let port = u16::try_from(n & 0xffff).unwrap();
-                let pair = Pair {
-                    from: u16::try_from(n >> 16).unwrap(),
-                    to: Some(9),
-                    port,
-                    ..Pair::default()
-                };
-                Pair { idle: [idle; 2], ..pair }.entries()
-            });
-            let entries: Vec<_> = entries.collect();
-            maps.flows.insert_batch(&entries).unwrap();
-            let waiting = (0..PENDING).map(|n| {
+                let from = u16::try_from(n >> 16).unwrap();
+                let pair = Pair { from, to: Some(9), port, idle: [idle; 2], ..Pair::default() };
+                let [there, back] = pair.entries();
+                // Programs would take a flow's second set, where this does not.
+                if maps.flows().insert(&there.0, there.1) {
+                    if maps.flows().insert(&back.0, back.1) {
+                        conversations += 1;
+                    } else {
+                        maps.flows().remove(&there.0);
+                    }
+                }
+            }
+            for n in 0..shipped.pending {
                 let key = key(u16::try_from(n).unwrap(), Protocol::TCP);
-                (
-                    FlowKey {
-                        peer: Address::from_ipv4(Ipv4Addr::from(0xc000_0200 + n).octets()),
-                        ..key
-                    },
-                    pending(idle, 1),
-                )
-            });
-            maps.pending.insert_batch(&waiting.collect::<Vec<_>>()).unwrap();
+                let peer = Address::from_ipv4(Ipv4Addr::from(0xc000_0200 + n).octets());
+                let table = maps.tables.unconfirmed();
+                let key = FlowKey { peer, ..key };
+                waiting += u32::from(table.insert(&key, &address(1), pending(idle, 1)));
+            }
+            assert!(conversations > shipped.flows / 2 * 95 / 100, "{conversations}");
+            assert!(waiting > shipped.pending * 95 / 100, "{waiting}");
+            (conversations, waiting)
         };
-        filled(0);
+        let (conversations, waiting) = filled(0);
         let alive = maps.sweep();
-        assert_eq!(alive.flows, FLOWS);
+        assert_eq!((alive.flows, alive.pending), (2 * conversations, waiting));
         println!("nothing over of {} and {}: {:?}", alive.flows, alive.pending, alive.took);
         let start = Instant::now();
         let again = maps.sweep();
         println!("once more: {:?}, {:?} in all", again.took, start.elapsed());
-        filled(10_000);
+        maps.flows().clear();
+        maps.tables.unconfirmed().clear();
+        assert_eq!(maps.count(), (0, 0));
+        let (conversations, _) = filled(10_000);
         let over = maps.sweep();
         assert_eq!(
             (over.flows, over.expired[Timeout::UdpReplied as usize]),
-            (0, u64::from(FLOWS / 2))
+            (0, u64::from(conversations))
         );
         println!("all over: {:?}", over.took);
         assert_eq!(maps.count(), (0, 0));

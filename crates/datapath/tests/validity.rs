@@ -140,7 +140,7 @@ fn a_policy_that_turns_to_deny_is_effective_at_once() {
     on_node(|node| {
         let (a, b) = (node.a, node.b);
         let (question, answer) = open(node);
-        let before = node.maps.flows.entries().unwrap();
+        let before = node.maps.flows().entries();
         let place = place(node, &b);
         let marks = Marks { slots: vec![place], ..Marks::default() };
         node.maps.change(&marks, |maps| maps.edit_slot(place, |slot| slot.ingress = DENY_ALL));
@@ -150,7 +150,7 @@ fn a_policy_that_turns_to_deny_is_effective_at_once() {
             entries.sort_by_key(|(_, flow)| flow.verdict.0);
             entries
         };
-        let after = node.maps.flows.entries().unwrap();
+        let after = node.maps.flows().entries();
         assert_eq!(sorted(after), sorted(before), "denied packets change nothing");
         node.maps.change(&marks, |maps| {
             maps.edit_slot(place, |slot| slot.ingress = PolicyRef::default());
@@ -209,16 +209,16 @@ fn another_flows_verdict_is_never_taken_for_ones_own() {
     on_node(|node| {
         let (a, b) = (node.a, node.b);
         let (question, answer) = open(node);
-        let flows = node.maps.flows.entries().unwrap();
+        let flows = node.maps.flows().entries();
         let place = place(node, &a);
         let (key, own) = *flows.iter().find(|(key, _)| u32::from(key.endpoint) == place).unwrap();
         let (_, other) = flows.iter().find(|(key, _)| u32::from(key.endpoint) != place).unwrap();
-        // As where the kernel has given an entry's memory away in the very moment.
+        // As where the entry has become another flow's in the very moment.
         let taken = Flow { verdict: other.verdict, ..own };
-        node.maps.flows.insert(&key, &taken).unwrap();
+        assert!(node.maps.flows().insert(&key, taken));
         assert_eq!(slowly(node, &a, &question), (true, Reason::Delivered));
-        assert_eq!(node.maps.flows.get(&key).unwrap(), Some(taken), "it is not this flow's");
-        assert_eq!(node.maps.pending.entries().unwrap().len(), 1, "which begins");
+        assert_eq!(node.maps.flows().get(&key), Some(taken), "it is not this flow's");
+        assert_eq!(node.maps.pending().entries().len(), 1, "which begins");
         assert_eq!(slowly(node, &b, &answer), (false, Reason::Delivered));
     });
 }

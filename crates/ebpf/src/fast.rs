@@ -10,9 +10,9 @@ use podwire_abi::{
 };
 
 use crate::{
-    flow::{self, Key},
+    flow::{self, Found, Key},
     forward,
-    maps::{CONFIG, FLOWS, SLOTS, STATE},
+    maps::{CONFIG, SLOTS, STATE},
     packet::{
         Bytes, ETH_LEN, Frame, IPV4_LEN, IPV6_LEN, Words, read_u8, read_u16, read_u32, read_u64,
     },
@@ -26,9 +26,15 @@ const TRANSPORT_LEN: usize = 16;
 const TELLING_FLAGS: u8 = 0x17;
 const ACK: u8 = 0x10;
 
-/// What becomes of a packet that a pod sends, if it is an ordinary one of a known flow.
+/// What becomes of a packet that a pod sends, if it is an ordinary one of a known flow; `is_new` is set if there is no
+/// confirmed flow that it belongs to.
 #[inline(always)]
-pub fn from_container(ctx: &TcContext, number: u32, slot: &Slot) -> Option<Outcome> {
+pub fn from_container(
+    ctx: &TcContext,
+    number: u32,
+    slot: &Slot,
+    is_new: &mut bool,
+) -> Option<Outcome> {
     // SAFETY: the context is valid for the whole run of the program.
     if unsafe { (*ctx.skb.skb).vlan_present } != 0 {
         return None;
@@ -41,14 +47,21 @@ pub fn from_container(ctx: &TcContext, number: u32, slot: &Slot) -> Option<Outco
     }
     // The frame's type, and the IP header's first byte: version and length.
     match read_u32::<12>(bytes).to_ne_bytes() {
-        [0x08, 0x00, 0x45, _] => ipv4(ctx, frame, bytes, number, slot),
-        [0x86, 0xdd, first, _] if first >> 4 == 6 => ipv6(ctx, frame, number, slot),
+        [0x08, 0x00, 0x45, _] => ipv4(ctx, frame, bytes, number, slot, is_new),
+        [0x86, 0xdd, first, _] if first >> 4 == 6 => ipv6(ctx, frame, number, slot, is_new),
         _ => None,
     }
 }
 
 #[inline(always)]
-fn ipv4(ctx: &TcContext, frame: Frame, bytes: Bytes, number: u32, slot: &Slot) -> Option<Outcome> {
+fn ipv4(
+    ctx: &TcContext,
+    frame: Frame,
+    bytes: Bytes,
+    number: u32,
+    slot: &Slot,
+    is_new: &mut bool,
+) -> Option<Outcome> {
     let protocol = protocol(read_u8::<23>(bytes), read_u8::<47>(bytes))?;
     let total_len = u32::from(u16::from_be(read_u16::<16>(bytes)));
     let is_whole = read_u16::<20>(bytes) & u16::from_be(0x3fff) == 0;
@@ -64,7 +77,7 @@ fn ipv4(ctx: &TcContext, frame: Frame, bytes: Bytes, number: u32, slot: &Slot) -
     }
     let destination = Words::from_ipv4(read_u32::<30>(bytes));
     let key = Key::new(number, protocol, direction::SENT, read_u32::<34>(bytes), destination);
-    let known = known(&key, protocol, slot)?;
+    let known = known(&key, protocol, slot, is_new)?;
     if known.verdict.has(verdict_flag::TO_STACK) {
         return to_stack(ctx, frame, slot, &known);
     }
@@ -77,7 +90,13 @@ fn ipv4(ctx: &TcContext, frame: Frame, bytes: Bytes, number: u32, slot: &Slot) -
 }
 
 #[inline(always)]
-fn ipv6(ctx: &TcContext, frame: Frame, number: u32, slot: &Slot) -> Option<Outcome> {
+fn ipv6(
+    ctx: &TcContext,
+    frame: Frame,
+    number: u32,
+    slot: &Slot,
+    is_new: &mut bool,
+) -> Option<Outcome> {
     let bytes = frame.at::<0, { ETH_LEN + IPV6_LEN + TRANSPORT_LEN }>().ok()?;
     let protocol = protocol(read_u8::<20>(bytes), read_u8::<67>(bytes))?;
     let payload_len = u32::from(u16::from_be(read_u16::<18>(bytes)));
@@ -92,7 +111,7 @@ fn ipv6(ctx: &TcContext, frame: Frame, number: u32, slot: &Slot) -> Option<Outco
         return None;
     }
     let key = Key::new(number, protocol, direction::SENT, read_u32::<54>(bytes), destination);
-    let known = known(&key, protocol, slot)?;
+    let known = known(&key, protocol, slot, is_new)?;
     if known.verdict.has(verdict_flag::TO_STACK) {
         return to_stack(ctx, frame, slot, &known);
     }
@@ -132,17 +151,18 @@ impl Known {
 }
 
 #[inline(always)]
-fn known(key: &Key, protocol: Protocol, slot: &Slot) -> Option<Known> {
-    let flow = FLOWS.get_ptr_mut(key.as_flow_key())?;
+fn known(key: &Key, protocol: Protocol, slot: &Slot, is_new: &mut bool) -> Option<Known> {
+    let Some(Found { value: flow, verdict }) = key.confirmed() else {
+        *is_new = true;
+        return None;
+    };
     let state = STATE.get(0)?;
-    // SAFETY: one aligned word of a live map value, read once.
-    let verdict = unsafe { (&raw const (*flow).verdict).read_volatile() };
     let peer = SLOTS.get(verdict.peer_slot())?;
     if !flow::is_believed_of(verdict, key, slot, state, peer) {
         return None;
     }
     // SAFETY: one aligned word of a live map value.
-    if protocol == Protocol::TCP && unsafe { (*flow).tcp } & u32::from(ACK) == 0 {
+    if protocol == Protocol::TCP && unsafe { (*flow).tcp() } & u32::from(ACK) == 0 {
         return None;
     }
     Some(Known { flow, state, verdict, peer })

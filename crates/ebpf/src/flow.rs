@@ -9,32 +9,34 @@
 //! mappings, kube-proxy), and must see the replies. So the reply of what came out of it goes back into it.
 
 mod entries;
+mod table;
 
 use aya_ebpf::{btf_maps::lpm_trie, programs::TcContext};
 pub use entries::{count, note};
 use entries::{event, remember};
 use podwire_abi::{
-    Address, Flow, FlowEvent, FlowKey, IpcacheEntry, NodeState, Pending, PortRule, Protocol,
-    Reason, Slot, Verdict, direction, fold, identity, place_of, slot_flag, tag, verdict_flag,
+    Address, Flow, FlowEvent, FlowKey, IpcacheEntry, NodeState, PortRule, Protocol, Reason, Slot,
+    Verdict, direction, fold, identity, place_of, slot_flag, tag, verdict_flag,
 };
+pub use table::{Found, Sides};
 
 use crate::{
-    maps::{FLOWS, IPCACHE, PENDING, PREFIXES, REMOTES, SLOTS, STATE},
+    maps::{IPCACHE, PREFIXES, REMOTES, SCRATCH, SLOTS, STATE, Scratch},
     packet::{self, Kind, Packet, Words},
     policy,
     verdict::{self, Drop},
 };
 
 /// A packet, and the endpoint that sends or receives it.
+#[repr(C)]
 pub struct Question {
-    pub key: FlowKey,
+    /// The flow, and the endpoint's own address.
+    pub sides: Sides,
     /// The packet's length, Ethernet header included.
     pub len: u32,
-    /// The endpoint's own address.
-    pub local: Address,
-    pub kind: Kind,
     /// Of `tcp_seen`.
     pub shown: u32,
+    pub kind: Kind,
 }
 
 /// A [`FlowKey`] in the words that it is written by.
@@ -61,15 +63,21 @@ impl Key {
         Self::new(slot, packet.protocol, direction, ports, peer)
     }
 
+    /// What is known of the flow, if it is confirmed.
     #[inline(always)]
-    pub fn as_flow_key(&self) -> &FlowKey {
-        // SAFETY: 24 bytes, aligned to more than a flow key needs, any of which are one: its fields are
-        // these bytes in this order on a little-endian machine, as all targets of this crate are.
+    pub fn confirmed(&self) -> Option<Found<Flow>> {
+        table::likely_confirmed(self.as_flow_key())
+    }
+
+    #[inline(always)]
+    fn as_flow_key(&self) -> &FlowKey {
+        // SAFETY: 24 bytes, aligned as a flow key is, any of which are one: its fields are these bytes in this order on a little-endian machine, as all targets of this crate are.
         unsafe { &*(&raw const self.0).cast::<FlowKey>() }
     }
 }
 
-/// What is to become of the packet: by its flow, if that is known, or decided anew.
+/// What is to become of the packet: by its flow, if that is known, or decided anew. `is_new` says that there is no
+/// confirmed flow that it belongs to, or that it is not known whether there is one.
 #[inline(always)]
 pub fn judge(
     ctx: &TcContext,
@@ -77,36 +85,41 @@ pub fn judge(
     direction: u8,
     slot: u32,
     own: &Slot,
+    mut is_new: bool,
 ) -> Result<Verdict, Drop> {
     let key = Key::of(packet, direction, slot);
-    if matches!(packet.kind, Kind::Within | Kind::Echo)
-        && let Some(flow) = FLOWS.get_ptr_mut(key.as_flow_key())
-        && let Some(state) = STATE.get(0)
-    {
-        // SAFETY: one aligned word of a live map value, read once.
-        let verdict = unsafe { (&raw const (*flow).verdict).read_volatile() };
-        if is_believed(verdict, &key, own, state)
-            && !(packet.kind == Kind::Echo && verdict.has(verdict_flag::REPLY))
-        {
-            count(flow, ctx.len(), state);
-            // SAFETY: one aligned word of a live map value.
-            if packet.shown & !unsafe { (*flow).tcp } != 0 {
-                note(&question(ctx, packet, direction, &key));
+    if !is_new && matches!(packet.kind, Kind::Within | Kind::Echo) {
+        if let Some(Found { value: flow, verdict }) = key.confirmed() {
+            if let Some(state) = STATE.get(0)
+                && is_believed(verdict, &key, own, state)
+                && !(packet.kind == Kind::Echo && verdict.has(verdict_flag::REPLY))
+            {
+                count(flow, ctx.len(), state);
+                // SAFETY: one aligned word of a live map value.
+                if packet.shown & !unsafe { (*flow).tcp() } != 0
+                    && let Some(scratch) = ask(ctx, packet, direction, &key)
+                {
+                    note(&scratch.question);
+                }
+                return Ok(verdict);
             }
-            return Ok(verdict);
+        } else {
+            is_new = true;
         }
     }
-    let question = question(ctx, packet, direction, &key);
+    let scratch = ask(ctx, packet, direction, &key).ok_or(Drop(Reason::Unchangeable))?;
+    let question = &scratch.question;
     let word = if question.kind == Kind::Error {
-        let mut quoted = question.key;
+        scratch.quoted = Sides { ..question.sides };
         let transport = packet.transport as u64;
-        let about = match packet::quoted_flow(ctx, transport, &mut quoted, &question.local) {
+        let quoted = &mut scratch.quoted;
+        let about = match packet::quoted_flow(ctx, transport, &mut quoted.key, &quoted.local) {
             0 => ABOUT_NOTHING,
             _ => ABOUT_A_FLOW,
         };
-        decide(&question, &quoted, about)
+        decide(question, quoted, about)
     } else {
-        decide(&question, &question.key, ABOUT_ITSELF)
+        decide(question, &question.sides, if is_new { ABOUT_A_NEW_ONE } else { ABOUT_ITSELF })
     };
     match word {
         number @ 0..256 => Err(Drop(verdict::reason(number as u8))),
@@ -114,16 +127,20 @@ pub fn judge(
     }
 }
 
+/// Writes the question down where the functions that are asked can read it.
 #[inline(always)]
-fn question(ctx: &TcContext, packet: &Packet, direction: u8, key: &Key) -> Question {
+fn ask(ctx: &TcContext, packet: &Packet, direction: u8, key: &Key) -> Option<&'static mut Scratch> {
     let local = if direction == direction::SENT { packet.source } else { packet.destination };
-    Question {
-        key: *key.as_flow_key(),
+    let scratch = SCRATCH.get_ptr_mut(0)?;
+    // SAFETY: this CPU's own memory, which nobody else uses before this program ends.
+    let scratch = unsafe { &mut *scratch };
+    scratch.question = Question {
+        sides: Sides { key: *key.as_flow_key(), local: local.address() },
         len: ctx.len(),
-        local: local.address(),
-        kind: packet.kind,
         shown: packet.shown,
-    }
+        kind: packet.kind,
+    };
+    Some(scratch)
 }
 
 /// Whether nothing that the verdict rests on has changed since.
@@ -165,8 +182,8 @@ fn latest(ticket: &u64) -> u64 {
 
 /// Whether what is known of a flow is of the endpoints that are there now.
 #[inline(always)]
-fn is_bound(verdict: Verdict, key: &FlowKey, own: &Slot) -> bool {
-    verdict.tag() == key.tag()
+fn is_bound(verdict: Verdict, tag: u64, own: &Slot) -> bool {
+    verdict.tag() == tag
         && verdict.stamp() >= own.born
         && (!verdict.has(verdict_flag::LOCAL_PEER)
             || SLOTS.get(verdict.peer_slot()).is_some_and(|peer| verdict.stamp() >= peer.born))
@@ -206,37 +223,18 @@ impl Peer {
     }
 }
 
-/// What is remembered of a packet's flow: an entry in one of the tables, or in none.
-#[derive(Clone, Copy)]
-struct Known {
-    flow: *mut Flow,
-    pending: *mut Pending,
-    under: Under,
-}
-
-impl Known {
-    const NOTHING: Self =
-        Self { flow: core::ptr::null_mut(), pending: core::ptr::null_mut(), under: Under::Own };
-
-    #[inline(always)]
-    const fn pending(pending: *mut Pending, under: Under) -> Self {
-        Self { pending, under, ..Self::NOTHING }
-    }
-
-    #[inline(always)]
-    fn is_nothing(&self) -> bool {
-        self.flow.is_null() && self.pending.is_null()
-    }
-}
-
-/// Under which key a flow is pending: that of the direction that began it.
+/// What is remembered of a packet's flow: in which table, and under which key.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Under {
-    /// The packet's own.
-    Own,
-    /// The other direction at the same endpoint.
+#[repr(u64)]
+enum Known {
+    Nothing,
+    /// It is confirmed.
+    Flow,
+    /// It is not; the packet goes in the direction that began it.
+    Pending,
+    /// It is not; the other direction at the same endpoint began it.
     Turned,
-    /// That at the other endpoint.
+    /// It is not; that at the other endpoint did.
     Mirrored,
 }
 
@@ -244,57 +242,73 @@ enum Under {
 const ABOUT_ITSELF: u64 = 0;
 const ABOUT_A_FLOW: u64 = 1;
 const ABOUT_NOTHING: u64 = 2;
+/// Its own, which is not among the confirmed ones.
+const ABOUT_A_NEW_ONE: u64 = 3;
 
-/// Decides anew: the verdict's word, or a reason to drop, which is less than 256. `key` is that of the flow
-/// that the packet is about.
+/// Decides anew: the verdict's word, or a reason to drop, which is less than 256. `sides` are those of the
+/// flow that the packet is about.
 ///
 /// A global function to the kernel, which verifies it once and by itself, and not with all that leads to it.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn decide(question: *const Question, key: *const FlowKey, about: u64) -> u64 {
-    // SAFETY: the only caller has them on its stack; the kernel does not know that they are never null.
-    let (Some(question), Some(key)) = (unsafe { question.as_ref() }, unsafe { key.as_ref() })
+pub extern "C" fn decide(question: *const Question, sides: *const Sides, about: u64) -> u64 {
+    // SAFETY: the only caller has them in memory of its own; the kernel does not know that they are never null.
+    let (Some(question), Some(sides)) = (unsafe { question.as_ref() }, unsafe { sides.as_ref() })
     else {
         return Reason::Unchangeable as u64;
     };
-    match try_decide(question, key, about) {
+    let mut known = Known::Nothing;
+    let word = settle(question, sides, about, &mut known);
+    if word >= 256
+        && question.kind != Kind::Error
+        && let Some(state) = STATE.get(0)
+    {
+        remember(question, known, Verdict(word), state);
+    }
+    word
+}
+
+/// Apart from [`decide`], so that its share of the stack is free again when its answer is written down.
+#[inline(never)]
+fn settle(question: &Question, sides: &Sides, about: u64, known: &mut Known) -> u64 {
+    match try_settle(question, sides, about, known) {
         Ok(verdict) => verdict.0,
         Err(Drop(reason)) => reason as u64,
     }
 }
 
 #[inline(always)]
-fn try_decide<'q>(
+fn try_settle<'q>(
     question: &'q Question,
-    mut key: &'q FlowKey,
+    sides: &'q Sides,
     about: u64,
+    known: &mut Known,
 ) -> Result<Verdict, Drop> {
     event(FlowEvent::Judged);
-    let (Some(state), Some(own)) = (STATE.get(0), SLOTS.get(question.key.endpoint.into())) else {
+    let asked = &question.sides.key;
+    let mut key = &sides.key;
+    let (Some(state), Some(own)) = (STATE.get(0), SLOTS.get(asked.endpoint.into())) else {
         return Err(Drop(Reason::StaleEndpoint));
     };
     // Before the first lookup.
     let stamp = latest(&state.ticket);
-    let is_sent = question.key.direction == direction::SENT;
+    let is_sent = asked.direction == direction::SENT;
     // An error is judged as a packet of the flow that it is about.
     let mut peer = Peer::find(&key.peer)?;
-    let known = if about == ABOUT_NOTHING || question.kind == Kind::Syn {
-        Known::NOTHING
-    } else {
-        find(key, question, own, &peer)
-    };
-    if about == ABOUT_A_FLOW && known.is_nothing() {
-        key = &question.key;
+    let mut last = Verdict::FREE;
+    if about != ABOUT_NOTHING && question.kind != Kind::Syn {
+        (*known, last) = find(sides, about, question.kind, own, &peer);
+    }
+    if about == ABOUT_A_FLOW && *known == Known::Nothing {
+        key = asked;
         peer = Peer::find(&key.peer)?;
     }
-    let mut is_reply = known.under != Under::Own;
-    let mut is_by_flow = is_sent && known.under == Under::Turned;
-    if !known.flow.is_null() {
-        // SAFETY: one aligned word of a live map value.
-        let last = unsafe { (&raw const (*known.flow).verdict).read_volatile() };
-        is_reply = last.has(verdict_flag::REPLY);
-        is_by_flow = last.has(verdict_flag::BY_FLOW);
-    }
+    let (is_reply, is_by_flow) = match *known {
+        Known::Nothing | Known::Pending => (false, false),
+        Known::Flow => (last.has(verdict_flag::REPLY), last.has(verdict_flag::BY_FLOW)),
+        Known::Turned => (true, is_sent),
+        Known::Mirrored => (true, false),
+    };
     let mut flags = if is_reply { verdict_flag::REPLY } else { 0 };
     let mut number = 0;
     let mut goes_straight = false;
@@ -310,52 +324,32 @@ fn try_decide<'q>(
             flags |= verdict_flag::TO_STACK;
         }
     }
-    check_policy(key, &question.local, is_sent != is_reply, own, &peer)?;
-    let verdict = Verdict::new(stamp, question.key.tag(), flags, number);
-    if question.kind != Kind::Error {
-        remember(question, known, verdict, state);
-    }
-    Ok(verdict)
+    check_policy(key, &question.sides.local, is_sent != is_reply, own, &peer)?;
+    Ok(Verdict::new(stamp, asked.tag(), flags, number))
 }
 
-/// What is remembered of the flow under `key`, which may have begun with the other direction.
+/// What is remembered of a flow, which may have begun with the other direction, and its verdict if it is confirmed.
 #[inline(always)]
-fn find(key: &FlowKey, question: &Question, own: &Slot, peer: &Peer) -> Known {
-    if let Some(flow) = FLOWS.get_ptr_mut(key) {
-        // SAFETY: one aligned word of a live map value.
-        let verdict = unsafe { (&raw const (*flow).verdict).read_volatile() };
-        if is_bound(verdict, key, own)
-            && !(question.kind == Kind::Echo && verdict.has(verdict_flag::REPLY))
-        {
-            return Known { flow, ..Known::NOTHING };
-        }
-    }
-    if let Some(pending) = pending(key, own) {
-        return Known::pending(pending, Under::Own);
-    }
-    if question.kind == Kind::Echo {
-        return Known::NOTHING;
-    }
-    if let Some(pending) = pending(&key.turned(), own) {
-        return Known::pending(pending, Under::Turned);
-    }
-    if key.direction == direction::SENT
-        && let Some(slot) = peer.slot
+fn find(sides: &Sides, about: u64, kind: Kind, own: &Slot, peer: &Peer) -> (Known, Verdict) {
+    let key = &sides.key;
+    if about != ABOUT_A_NEW_ONE
+        && let Some(Found { verdict, .. }) = table::confirmed(key)
+        && is_bound(verdict, key.tag(), own)
+        && !(kind == Kind::Echo && verdict.has(verdict_flag::REPLY))
     {
-        let mirrored = key.mirrored(peer.number as u16, question.local);
-        if let Some(pending) = pending(&mirrored, slot) {
-            return Known::pending(pending, Under::Mirrored);
-        }
+        return (Known::Flow, verdict);
     }
-    Known::NOTHING
-}
-
-#[inline(always)]
-fn pending(key: &FlowKey, own: &Slot) -> Option<*mut Pending> {
-    let pending = PENDING.get_ptr_mut(key)?;
-    // SAFETY: one aligned word of a live map value.
-    let verdict = unsafe { (&raw const (*pending).verdict).read_volatile() };
-    is_bound(verdict, key, own).then_some(pending)
+    let peer = match peer.slot {
+        Some(_) if key.direction == direction::SENT => u64::from(peer.number),
+        _ => u64::MAX,
+    };
+    let known = match table::search_conversation(sides, u64::from(kind == Kind::Echo), peer) {
+        1 => Known::Pending,
+        2 => Known::Turned,
+        3 => Known::Mirrored,
+        _ => Known::Nothing,
+    };
+    (known, Verdict::FREE)
 }
 
 /// Policy is asked about the direction that the conversation was opened in, the sender's first.

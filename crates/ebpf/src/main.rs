@@ -74,7 +74,8 @@ pub fn from_netdev(ctx: TcContext) -> i32 {
 #[inline(always)]
 fn judge_from_container(ctx: &TcContext) -> Outcome {
     let (number, slot) = slot_of_link(ctx)?;
-    if let Some(outcome) = fast::from_container(ctx, number, slot) {
+    let mut is_new = false;
+    if let Some(outcome) = fast::from_container(ctx, number, slot, &mut is_new) {
         return outcome;
     }
     if slot.flags & slot_flag::CHAINED != 0 {
@@ -121,7 +122,7 @@ fn judge_from_container(ctx: &TcContext) -> Outcome {
         return Err(Drop(Reason::LinkLocal));
     }
     packet.read_ports(ctx, frame)?;
-    let verdict = flow::judge(ctx, &packet, direction::SENT, number, slot)?;
+    let verdict = flow::judge(ctx, &packet, direction::SENT, number, slot, is_new)?;
     forward::send(ctx, frame, &packet, slot, config, verdict)
 }
 
@@ -171,7 +172,7 @@ fn judge_to_container(ctx: &TcContext) -> Outcome {
         return Ok(Verdict::next(Reason::Passed));
     }
     packet.read_ports(ctx, frame)?;
-    flow::judge(ctx, &packet, direction::RECEIVED, number, slot)?;
+    flow::judge(ctx, &packet, direction::RECEIVED, number, slot, false)?;
     Ok(Verdict::next(Reason::Passed))
 }
 
@@ -190,7 +191,7 @@ fn judge_from_host(ctx: &TcContext) -> Outcome {
     let holder = forward::holder(&destination).ok_or(Drop(Reason::UnknownDestination))?;
     let slot = forward::endpoint(holder, &destination)?;
     packet.read_ports(ctx, frame)?;
-    flow::judge(ctx, &packet, direction::RECEIVED, holder.slot, slot)?;
+    flow::judge(ctx, &packet, direction::RECEIVED, holder.slot, slot, false)?;
     forward::deliver_from_stack(ctx, frame, slot)
 }
 

@@ -2,18 +2,23 @@
 //! `STATE`'s, `REMOTES`' and those of the counters.
 
 use aya_ebpf::{
-    bindings::BPF_F_NO_PREALLOC,
+    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
     btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray},
     macros::btf_map,
 };
 use podwire_abi::{
-    Address, Counter, Flow, FlowEvent, FlowKey, FragmentKey, FragmentPorts, IpcacheEntry,
-    METRICS_ENTRIES, NatDevice, NatEntry, NatKey, NodeConfig, NodeState, Pending, PolicyKey,
-    PolicyRow, PortRule, Slot,
+    Address, Counter, Flow, FlowEntry, FlowEvent, FlowKey, FragmentKey, FragmentPorts,
+    IpcacheEntry, METRICS_ENTRIES, NatDevice, NatEntry, NatKey, NodeConfig, NodeState, Pending,
+    PendingEntry, PolicyKey, PolicyRow, PortRule, Slot, WAYS,
 };
+
+use crate::flow::{Question, Sides};
 
 /// Memory follows the entries.
 const GROWS: usize = BPF_F_NO_PREALLOC as usize;
+
+/// User space reads and changes it in place. It begins at a page, so that an entry of 64 bytes is one cache line.
+const SHARED: usize = BPF_F_MMAPABLE as usize;
 
 #[btf_map]
 pub static CONFIG: Array<NodeConfig, 1> = Array::new();
@@ -37,10 +42,13 @@ pub static PREFIXES: LpmTrie<Address, IpcacheEntry, 524288> = LpmTrie::new();
 pub static REMOTES: Array<u64, { podwire_abi::REMOTES as usize }> = Array::new();
 
 #[btf_map]
-pub static FLOWS: HashMap<FlowKey, Flow, 262144, GROWS> = HashMap::new();
+pub static FLOWS: Array<[FlowEntry; WAYS], 65536, SHARED> = Array::new();
 
 #[btf_map]
-pub static PENDING: LruHashMap<FlowKey, Pending, 65536> = LruHashMap::new();
+pub static OVERFLOWED: Array<u64, 1024> = Array::new();
+
+#[btf_map]
+pub static PENDING: Array<[PendingEntry; WAYS], 16384, SHARED> = Array::new();
 
 #[btf_map]
 pub static POLICY: HashMap<PolicyKey, PolicyRow, 65536, GROWS> = HashMap::new();
@@ -57,9 +65,12 @@ pub static METRICS: PerCpuArray<Counter, { METRICS_ENTRIES as usize }> = PerCpuA
 #[btf_map]
 pub static FLOW_EVENTS: PerCpuArray<u64, { FlowEvent::ENTRIES as usize }> = PerCpuArray::new();
 
-/// Where the entries of a flow are made, which are too large for the stack.
+/// What is too large for the stack, which programs and the functions they call share.
 #[repr(C)]
 pub struct Scratch {
+    pub question: Question,
+    /// The flow that an ICMP error is about.
+    pub quoted: Sides,
     pub pending: Pending,
     pub there: Flow,
     pub back: Flow,

@@ -23,7 +23,7 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use podwire_abi::{
-    Address, Be16, NatDevice, NatEntry, NatKey, Protocol, Reason, nat_direction, nat_flag, nat_tcp,
+    Address, NatDevice, NatEntry, NatKey, Protocol, Reason, nat_direction, nat_flag, nat_tcp,
 };
 
 use self::{

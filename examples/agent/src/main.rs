@@ -99,8 +99,8 @@ struct Options {
     /// `podwire cleanup` first.
     #[arg(long, value_name = "NUMBER", default_value_t = 4096)]
     slots: u32,
-    /// How many directions of flows are remembered in which both sides have spoken: two a flow. Kept as
-    /// --slots is.
+    /// How many directions of flows are remembered in which both sides have spoken, two a flow: so many
+    /// or the next power of two. Kept as --slots is.
     #[arg(long, value_name = "NUMBER", default_value_t = 262_144)]
     flows: u32,
     /// How many identities and prefixes policies have room for, counted once for each policy that speaks of
@@ -110,8 +110,8 @@ struct Options {
     /// How many ranges of ports policies have room for; equal ones share it.
     #[arg(long, value_name = "NUMBER", default_value_t = 65_536)]
     policy_rules: u32,
-    /// How many flows are remembered in which only one side has spoken, or that have ended; new ones take
-    /// the place of the oldest. Kept as --slots is.
+    /// How many flows are remembered in which only one side has spoken, or that have ended: so
+    /// many or the next power of two. When there is no room, a new one takes the place of an idle one. Kept as --slots is.
     #[arg(long, value_name = "NUMBER", default_value_t = 65_536)]
     pending_flows: u32,
     /// How many seconds flows may be idle, as in tcp-established=8000. Repeatable. `podwire config` shows

@@ -54,7 +54,7 @@ impl FlowState {
         if protocol.0 != Protocol::TCP.0 {
             return Self::Replied;
         }
-        match fins(flow.tcp) {
+        match fins(flow.tcp()) {
             0 => Self::Established,
             1 => Self::Closing,
             _ => Self::Ended,
@@ -270,7 +270,7 @@ mod tests {
     const OPEN: u32 = (tcp_seen::SYN | tcp_seen::ACK) * (1 | 1 << tcp_seen::PEER);
 
     fn confirmed(tcp: u32) -> FlowState {
-        FlowState::of_confirmed(Protocol::TCP, &Flow { tcp, ..Flow::default() })
+        FlowState::of_confirmed(Protocol::TCP, &Flow::default().with(0, tcp))
     }
 
     fn pending(tcp: u32) -> FlowState {
@@ -297,7 +297,7 @@ mod tests {
         assert_eq!(FlowState::of_pending(Protocol::UDP, &one), FlowState::OneSided);
         one.reply_packets = 1;
         assert_eq!(FlowState::of_pending(Protocol::UDP, &one), FlowState::Replied);
-        let flow = Flow { tcp: FIN, ..Flow::default() };
+        let flow = Flow::default().with(0, FIN);
         assert_eq!(FlowState::of_confirmed(Protocol::UDP, &flow), FlowState::Replied);
     }
 

@@ -1,18 +1,11 @@
 //! What is over is taken out of the tables.
 
-use std::{
-    collections::HashSet,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
-use podwire_abi::{Address, FlowKey, Slot, Verdict, direction, verdict_flag};
+use podwire_abi::{Address, Flow, FlowKey, Slot, Verdict, direction, verdict_flag};
 
 use super::state::{FlowState, Timeout, Timeouts};
 use crate::{error::Result, tables::Tables};
-
-/// Candidates that are looked at together: as many as are read by one call, so that little time goes by
-/// between reading an entry and removing it.
-const TOGETHER: usize = 1024;
 
 /// What a sweep found and did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,8 +34,8 @@ impl Tables {
     /// Removes every conversation that has been idle, in both directions, for longer than it may, and
     /// what endpoints that are no more have left.
     ///
-    /// It reads each table once, in chunks, and needs memory for one of them. A packet that comes in the
-    /// moment in which its flow is removed is in no danger: it is judged anew, as the next one is.
+    /// It reads the tables where they lie. A packet that comes in the moment in which its flow is removed is in no
+    /// danger: it is judged anew, as the next one is.
     ///
     /// # Errors
     ///
@@ -59,120 +52,59 @@ impl Tables {
             orphaned: 0,
             took: Duration::ZERO,
         };
-        self.sweep_flows(&holders, timeouts, now, &mut sweep)?;
-        self.sweep_pending(&holders, timeouts, now, &mut sweep)?;
+        self.sweep_flows(&holders, timeouts, now, &mut sweep);
+        self.sweep_pending(&holders, timeouts, now, &mut sweep);
         sweep.took = started.elapsed();
         Ok(sweep)
     }
 
-    fn sweep_flows(
-        &self,
-        holders: &Holders,
-        timeouts: &Timeouts,
-        now: u32,
-        sweep: &mut Sweep,
-    ) -> Result<()> {
-        let mut candidates = Vec::with_capacity(TOGETHER);
-        let over = |key: &FlowKey, flow: &podwire_abi::Flow| {
+    fn sweep_flows(&self, holders: &Holders, timeouts: &Timeouts, now: u32, sweep: &mut Sweep) {
+        let over = |key: &FlowKey, flow: &Flow| {
             let timeout = Timeout::of(key.protocol, FlowState::of_confirmed(key.protocol, flow));
             timeouts.is_over(timeout, flow.seen, now).then_some(timeout)
         };
-        let decide = |candidates: &mut Vec<Candidate>, sweep: &mut Sweep| {
-            let (mut found, mut removed) = (0, HashSet::with_capacity(2 * candidates.len()));
-            'candidates: for Candidate { key, verdict, why } in candidates.drain(..) {
-                let Some(timeout) = why else {
-                    found += u32::from(removed.insert(key));
-                    sweep.orphaned += 1;
-                    continue;
-                };
-                if removed.contains(&key) {
-                    // The other direction took it along.
-                    found += 1;
-                    continue;
-                }
-                // As it is now: a packet may have come, or an earlier batch have taken it along.
-                let Some(flow) = self.flows.get(&key)? else {
-                    found += 1;
-                    continue;
-                };
-                if over(&key, &flow).is_none() {
-                    continue;
-                }
-                let mut others = Vec::with_capacity(2);
-                for other in holders.other_directions(&key, verdict) {
-                    match self.flows.get(&other)? {
-                        Some(flow) if over(&other, &flow).is_none() => continue 'candidates,
-                        Some(_) => others.push(other),
-                        None => {}
-                    }
-                }
-                removed.insert(key);
-                removed.extend(others);
-                found += 1;
-                sweep.expired[timeout as usize] += 1;
-            }
-            let removed: Vec<_> = removed.into_iter().collect();
-            self.flows.remove_batch(&removed)?;
-            // What was removed before it was read is not read any more.
-            sweep.flows = sweep.flows.saturating_sub(found);
-            Ok::<_, crate::Error>(())
-        };
-        self.flows.visit(|key, flow| {
+        'flows: for (key, flow) in self.flows.iter() {
             sweep.flows += 1;
-            let why = if holders.is_orphan(&key, flow.verdict) {
-                None
-            } else if let Some(timeout) = over(&key, &flow) {
-                Some(timeout)
-            } else {
-                return Ok(());
-            };
-            candidates.push(Candidate { key, verdict: flow.verdict, why });
-            if candidates.len() == TOGETHER {
-                decide(&mut candidates, sweep)?;
+            if holders.is_orphan(&key, flow.verdict) {
+                sweep.orphaned += 1;
+                self.flows.remove(&key);
+                continue;
             }
-            Ok::<_, crate::Error>(())
-        })?;
-        decide(&mut candidates, sweep)
+            let Some(timeout) = over(&key, &flow) else { continue };
+            let mut others = Vec::with_capacity(2);
+            for other in holders.other_directions(&key, flow.verdict) {
+                match self.flows.get(&other) {
+                    Some(flow) if over(&other, &flow).is_none() => continue 'flows,
+                    Some(_) => others.push(other),
+                    None => {}
+                }
+            }
+            self.flows.remove(&key);
+            for other in others {
+                self.flows.remove(&other);
+            }
+            sweep.expired[timeout as usize] += 1;
+        }
+        if sweep.orphaned + sweep.expired_in_all() > 0 {
+            // Of a conversation that is over, one direction may have been counted before the other took it along.
+            sweep.flows = self.flows.len();
+        }
     }
 
-    fn sweep_pending(
-        &self,
-        holders: &Holders,
-        timeouts: &Timeouts,
-        now: u32,
-        sweep: &mut Sweep,
-    ) -> Result<()> {
-        let mut over = Vec::with_capacity(TOGETHER);
-        self.pending.visit(|key, pending| {
-            sweep.pending += 1;
-            let timeout = Timeout::of(key.protocol, FlowState::of_pending(key.protocol, &pending));
-            if holders.is_orphan(&key, pending.verdict) {
+    fn sweep_pending(&self, holders: &Holders, timeouts: &Timeouts, now: u32, sweep: &mut Sweep) {
+        self.pending.retain(|key, pending| {
+            let timeout = Timeout::of(key.protocol, FlowState::of_pending(key.protocol, pending));
+            if holders.is_orphan(key, pending.verdict) {
                 sweep.orphaned += 1;
             } else if timeouts.is_over(timeout, pending.seen, now) {
                 sweep.expired[timeout as usize] += 1;
             } else {
-                return Ok(());
+                sweep.pending += 1;
+                return true;
             }
-            over.push(key);
-            sweep.pending -= 1;
-            if over.len() == TOGETHER {
-                self.pending.remove_batch(&over)?;
-                over.clear();
-            }
-            Ok::<_, crate::Error>(())
-        })?;
-        self.pending.remove_batch(&over)?;
-        Ok(())
+            false
+        });
     }
-}
-
-/// A direction that is idle, or an orphan's.
-#[derive(Debug)]
-struct Candidate {
-    key: FlowKey,
-    verdict: Verdict,
-    /// None of an orphan.
-    why: Option<Timeout>,
 }
 
 /// Who has the slots.

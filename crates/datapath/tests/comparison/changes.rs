@@ -374,21 +374,22 @@ impl<'n> Changes<'n> {
             let packets = recent::SPILL - 2;
             for (key, flow) in &mut model.flows.confirmed {
                 let place = rows::flow_key(key);
-                let now = self.maps.flows.get(&place).unwrap().unwrap();
+                let now = self.maps.flows().get(&place).unwrap();
                 let recent = packets << recent::PACKET_SHIFT;
                 let (packets, bytes) = recent::split(now.recent);
-                let sums = (now.packets + packets, now.bytes + bytes);
-                let later = Flow { recent, packets: sums.0, bytes: sums.1, ..now };
-                self.maps.flows.insert(&place, &later).unwrap();
+                let sums = (now.packets() + packets, now.bytes + bytes);
+                let later = Flow { recent, bytes: sums.1, ..now }.with(sums.0, now.tcp());
+                assert!(self.maps.flows().insert(&place, later));
                 flow.count.packets += recent::SPILL - 2;
             }
         } else if let Some(&key) = nth(model.flows.confirmed.keys(), input.byte()) {
             // The collector is between the two directions.
             model.flows.confirmed.remove(&key);
-            self.maps.flows.remove(&rows::flow_key(&key)).unwrap();
+            self.maps.flows().remove(&rows::flow_key(&key));
         } else if let Some(&key) = nth(model.flows.pending.keys(), input.byte()) {
             model.flows.pending.remove(&key);
-            self.maps.pending.remove(&rows::flow_key(&key)).unwrap();
+            let gone = rows::flow_key(&key);
+            self.maps.pending().retain(|key, _| *key != gone);
         }
     }
 

@@ -16,12 +16,12 @@ mod rows;
 mod rules;
 mod talk;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use podwire_bpf::{SkbContext, TestRun};
 use podwire_datapath::{
     Options,
-    abi::{FlowEvent, Hook, Reason, metric_index},
+    abi::{Address, Be16, Flow, FlowEvent, FlowKey, Hook, Reason, Verdict, metric_index},
 };
 
 use super::{
@@ -57,13 +57,32 @@ pub fn on_small_node(test: impl FnOnce(&Node) + Send) {
     node::on_node_with(small, test);
 }
 
+/// Directions of confirmed flows that the smallest table has room for, beside those of nobody.
+const ROOM: u16 = 4;
+/// A slot that no pod of these tests has.
+const NOBODY: u16 = 500;
+
+/// Fills the table of confirmed flows but for a few.
+fn occupy(maps: &Maps) {
+    let key =
+        |port| FlowKey { endpoint: NOBODY, local_port: Be16::new(port), ..FlowKey::default() };
+    let is_there = |port: &u16| {
+        let verdict = Verdict::new(1, key(*port).tag(), 0, 0);
+        maps.flows().insert(&key(*port), Flow { verdict, ..Flow::default() })
+    };
+    let taken = (0..).take_while(is_there).count();
+    assert_eq!(taken, podwire_datapath::abi::WAYS, "it has one set");
+    (0..ROOM).for_each(|port| assert!(maps.flows().remove(&key(port))));
+}
+
 impl<'n> Differential<'n> {
     pub fn new(node: &'n Node) -> Self {
         let maps = &node.maps;
         let changes = Changes::new(node);
+        occupy(maps);
         let model = model::Node {
             slots: vec![model::Slot::default(); maps.slots.len() as usize],
-            flows: model::Flows { room: maps.flows.max_entries() as usize, ..Default::default() },
+            flows: model::Flows { room: ROOM.into(), ..Default::default() },
             policies: model::Policies {
                 rules: rules::RULES.iter().map(rows::rule).collect(),
                 ..Default::default()
@@ -192,11 +211,11 @@ impl<'n> Differential<'n> {
         let what = || format!("{}\n{}", account(packet, fate), self.state());
         for key in &fate.flows {
             let place = rows::flow_key(key);
-            let raw = self.maps.flows.get(&place).unwrap();
+            let raw = self.maps.flows().get(&place);
             let kernel = raw.map(|flow| rows::flow(&place, &flow));
             let model = self.model.flows.confirmed.get(key).copied().map(Some);
             assert_eq!(kernel, model, "program's and model's {key:?}, {raw:x?}\n{}", what());
-            let raw = self.maps.pending.get(&place).unwrap();
+            let raw = self.maps.pending().get(&place, &self.local_address(&place));
             let kernel = raw.map(|pending| rows::pending(&place, &pending));
             let model = self.model.flows.pending.get(key).copied().map(Some);
             assert_eq!(
@@ -215,6 +234,12 @@ impl<'n> Differential<'n> {
         }
         let events = self.flow_events();
         assert_eq!(events, self.model.events, "program's and model's events\n{}", what());
+    }
+
+    /// The address of the endpoint that a flow is of.
+    fn local_address(&self, key: &FlowKey) -> Address {
+        let slot = self.maps.slots.get(key.endpoint.into()).unwrap();
+        if key.peer.is_ipv4() { Address::from_ipv4_raw(slot.ipv4) } else { slot.ipv6 }
     }
 
     fn flow_events(&self) -> BTreeMap<FlowEvent, u64> {
@@ -248,10 +273,12 @@ impl<'n> Differential<'n> {
     /// So that inputs do not depend on each other.
     fn forget_flows(&mut self) {
         for key in std::mem::take(&mut self.model.flows.confirmed).into_keys() {
-            self.maps.flows.remove(&rows::flow_key(&key)).unwrap();
+            self.maps.flows().remove(&rows::flow_key(&key));
         }
-        for key in std::mem::take(&mut self.model.flows.pending).into_keys() {
-            self.maps.pending.remove(&rows::flow_key(&key)).unwrap();
+        let pending = std::mem::take(&mut self.model.flows.pending).into_keys();
+        let pending: BTreeSet<_> = pending.map(|key| rows::flow_key(&key).words()).collect();
+        if !pending.is_empty() {
+            self.maps.pending().retain(|key, _| !pending.contains(&key.words()));
         }
         for fragmented in std::mem::take(&mut self.model.fragments).into_keys() {
             self.maps.fragments.remove(&rows::fragment_key(&fragmented)).unwrap();
@@ -269,8 +296,10 @@ impl<'n> Differential<'n> {
         assert_eq!(rows, self.counted, "counters");
         assert_eq!(self.flow_events(), self.model.events, "events");
         let unknown = "that the model does not know";
-        assert_eq!(self.maps.flows.entries().unwrap(), [], "flows {unknown}");
-        assert_eq!(self.maps.pending.entries().unwrap(), [], "pending flows {unknown}");
+        let flows = self.maps.flows().entries();
+        let flows: Vec<_> = flows.iter().filter(|(key, _)| key.endpoint != NOBODY).collect();
+        assert!(flows.is_empty(), "flows {unknown}: {flows:?}");
+        assert_eq!(self.maps.pending().entries(), [], "pending flows {unknown}");
         assert_eq!(self.maps.fragments.entries().unwrap(), [], "fragments {unknown}");
     }
 }

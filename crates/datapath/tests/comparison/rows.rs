@@ -146,10 +146,10 @@ fn shown(tcp: u32) -> Option<(u8, u8)> {
 /// `None` if it is none that a program may write.
 pub fn flow(key: &FlowKey, flow: &abi::Flow) -> Option<model::Flow> {
     let (packets, bytes) = recent::split(flow.recent);
-    let (own, other) = shown(flow.tcp).filter(|_| flow.reserved == 0)?;
+    let (own, other) = shown(flow.tcp())?;
     Some(model::Flow {
         word: word(key, flow.verdict)?,
-        count: Count { packets: flow.packets + packets, bytes: flow.bytes + bytes },
+        count: Count { packets: flow.packets() + packets, bytes: flow.bytes + bytes },
         seen: flow.seen,
         created: flow.created,
         own,

@@ -1,9 +1,13 @@
 //! A node's maps as they are, for tests that write what user space would write, or half of it.
 
 use podwire_bpf::{Array, HashMap, LpmTrie, LruHashMap, Map, PerCpuArray, TypedMap};
-use podwire_datapath::abi::{
-    Address, CHANGING, Counter, Flow, FlowKey, FragmentKey, FragmentPorts, IpcacheEntry,
-    NodeConfig, NodeState, Pending, PolicyKey, PolicyRow, PortRule, Slot, map, remote_place,
+use podwire_datapath::{
+    FlowTable, Tables,
+    abi::{
+        Address, CHANGING, Counter, FlowEntry, FragmentKey, FragmentPorts, IpcacheEntry,
+        NodeConfig, NodeState, PendingEntry, PolicyKey, PolicyRow, PortRule, Slot, map,
+        remote_place,
+    },
 };
 
 /// Every map.
@@ -15,13 +19,13 @@ pub struct Maps {
     pub ipcache: HashMap<Address, IpcacheEntry>,
     pub prefixes: LpmTrie<Address, IpcacheEntry>,
     pub remotes: Array<u64>,
-    pub flows: HashMap<FlowKey, Flow>,
-    pub pending: LruHashMap<FlowKey, Pending>,
+    pub overflowed: Array<u64>,
     pub policy: HashMap<PolicyKey, PolicyRow>,
     pub policy_rules: Array<PortRule>,
     pub fragments: LruHashMap<FragmentKey, FragmentPorts>,
     pub metrics: PerCpuArray<Counter>,
     pub flow_events: PerCpuArray<u64>,
+    tables: Tables,
 }
 
 /// What a change is about.
@@ -46,14 +50,22 @@ impl Maps {
             ipcache: open(map::IPCACHE),
             prefixes: open(map::PREFIXES),
             remotes: open(map::REMOTES),
-            flows: open(map::FLOWS),
-            pending: open(map::PENDING),
+            overflowed: open(map::OVERFLOWED),
             policy: open(map::POLICY),
             policy_rules: open(map::POLICY_RULES),
             fragments: open(map::FRAGMENTS),
             metrics: open(map::METRICS),
             flow_events: open(map::FLOW_EVENTS),
+            tables: Tables::open("/sys/fs/bpf/podwire").unwrap(),
         }
+    }
+
+    pub fn flows(&self) -> &FlowTable<FlowEntry> {
+        self.tables.confirmed()
+    }
+
+    pub fn pending(&self) -> &FlowTable<PendingEntry> {
+        self.tables.unconfirmed()
     }
 
     /// Changes the maps as user space does, from the marks to the raised ticket.

@@ -5,26 +5,31 @@ use podwire_abi::{
     tcp_seen, verdict_flag,
 };
 
-use super::{Known, Question, Under};
+use super::{
+    Known, Question,
+    table::{self, Found, Put},
+};
 use crate::{
-    maps::{FLOW_EVENTS, FLOWS, PENDING, SCRATCH, Scratch},
+    maps::{FLOW_EVENTS, SCRATCH, Scratch},
     packet::Kind,
 };
 
 /// Writes down what was decided, and what the packet says about its flow.
 #[inline(always)]
 pub(super) fn remember(question: &Question, known: Known, verdict: Verdict, state: &NodeState) {
-    if !known.pending.is_null() {
-        go_on(question, known.pending, known.under, verdict, state);
-    } else if known.flow.is_null() {
-        begin(question, verdict, state);
-    } else {
-        // SAFETY: one aligned word of a live map value.
-        unsafe { (&raw mut (*known.flow).verdict).write_volatile(verdict) };
-        count(known.flow, question.len, state);
-        // SAFETY: as above.
-        if question.shown & !unsafe { (*known.flow).tcp } != 0 {
-            note(question);
+    match known {
+        Known::Nothing => begin(question, verdict, state),
+        Known::Flow => {
+            let Some(found) = table::confirmed(&question.sides.key) else { return };
+            table::replace_verdict(found.value.cast(), found.verdict, verdict);
+            count(found.value, question.len, state);
+            // SAFETY: an aligned word of a live map value.
+            if question.shown & !unsafe { (*found.value).tcp() } != 0 {
+                note(question);
+            }
+        }
+        Known::Pending | Known::Turned | Known::Mirrored => {
+            go_on(question, known, verdict, state);
         }
     }
 }
@@ -32,12 +37,10 @@ pub(super) fn remember(question: &Question, known: Known, verdict: Verdict, stat
 #[inline(never)]
 fn begin(question: &Question, verdict: Verdict, state: &NodeState) {
     if question.kind == Kind::Syn
-        && let Some(flow) = FLOWS.get_ptr_mut(&question.key)
+        && let Some(found) = table::confirmed(&question.sides.key)
     {
-        // SAFETY: one aligned word of a live map value.
-        let last = unsafe { (&raw const (*flow).verdict).read_volatile() };
-        let _ = FLOWS.remove(other(&question.key, last, question.local));
-        let _ = FLOWS.remove(question.key);
+        table::forget_confirmed(&other(&question.sides.key, found.verdict, question.sides.local));
+        table::replace_verdict(found.value.cast(), found.verdict, Verdict::FREE);
     }
     let Some(scratch) = SCRATCH.get_ptr_mut(0) else { return };
     // SAFETY: this CPU's own memory, which nobody else uses before this program ends.
@@ -53,20 +56,31 @@ fn begin(question: &Question, verdict: Verdict, state: &NodeState) {
         reply_packets: 0,
         reply_bytes: 0,
     };
-    // A full LRU table makes room by itself.
-    let kept = PENDING.insert(question.key, &*pending, 0);
-    event(if kept.is_ok() { FlowEvent::Began } else { FlowEvent::Unkept });
+    match table::put_unconfirmed(&question.sides.key, &question.sides, pending) {
+        Put::Kept => event(FlowEvent::Began),
+        Put::Evicting => {
+            event(FlowEvent::Began);
+            event(FlowEvent::Evicted);
+        }
+        Put::NoRoom => event(FlowEvent::Unkept),
+    }
 }
 
 /// A flow that is not confirmed has one more packet.
 #[inline(never)]
-fn go_on(
-    question: &Question,
-    pending: *mut Pending,
-    under: Under,
-    verdict: Verdict,
-    state: &NodeState,
-) {
+fn go_on(question: &Question, known: Known, verdict: Verdict, state: &NodeState) {
+    let Some(scratch) = SCRATCH.get_ptr_mut(0) else { return };
+    // SAFETY: this CPU's own memory, which nobody else uses before this program ends.
+    let scratch = unsafe { &mut *scratch };
+    scratch.there_key = match known {
+        Known::Turned => question.sides.key.turned(),
+        Known::Mirrored => {
+            question.sides.key.mirrored(verdict.peer_slot() as u16, question.sides.local)
+        }
+        _ => question.sides.key,
+    };
+    let Some(found) = table::unconfirmed(&scratch.there_key, &question.sides) else { return };
+    let pending = found.value;
     let is_reply = verdict.has(verdict_flag::REPLY);
     let shown = if is_reply { question.shown << tcp_seen::PEER } else { question.shown };
     let len = u64::from(question.len);
@@ -82,13 +96,13 @@ fn go_on(
             atomic_add(&raw mut (*pending).reply_packets, 1);
             atomic_add(&raw mut (*pending).reply_bytes, len);
         } else {
-            (&raw mut (*pending).verdict).write_volatile(verdict);
+            table::replace_verdict(pending.cast(), found.verdict, verdict);
             atomic_add(&raw mut (*pending).packets, 1);
             atomic_add(&raw mut (*pending).bytes, len);
         }
         before
     };
-    let is_confirmed = if question.key.protocol == Protocol::TCP {
+    let is_confirmed = if question.sides.key.protocol == Protocol::TCP {
         const ENDED: u32 = tcp_seen::FIN | tcp_seen::FIN << tcp_seen::PEER;
         let others = if is_reply { before & 0xff } else { before >> tcp_seen::PEER };
         question.shown & tcp_seen::ACK != 0
@@ -98,63 +112,59 @@ fn go_on(
         is_reply
     };
     if is_confirmed {
-        confirm(question, pending, under, verdict);
+        // SAFETY: a live map value of plain numbers.
+        confirm(question, scratch, unsafe { &*pending }, known, verdict);
     }
 }
 
-/// Both sides have spoken: the flow moves to where nothing is evicted.
+/// Both sides have spoken: the flow moves to where nothing is evicted. The key of the direction that began it is
+/// there already.
 #[inline(always)]
-fn confirm(question: &Question, pending: *mut Pending, under: Under, verdict: Verdict) {
-    let Some(scratch) = SCRATCH.get_ptr_mut(0) else { return };
-    // SAFETY: this CPU's own memory, which nobody else uses before this program ends.
-    let Scratch { there, back, there_key, back_key, .. } = unsafe { &mut *scratch };
-    // SAFETY: a live map value of plain numbers.
-    let sums = unsafe { &*pending };
+fn confirm(
+    question: &Question,
+    scratch: &mut Scratch,
+    sums: &Pending,
+    known: Known,
+    verdict: Verdict,
+) {
+    let Scratch { there, back, there_key, back_key, .. } = scratch;
     // A reset after which both sides go on was none; the next one may be.
     let tcp = sums.tcp & !(tcp_seen::RST | tcp_seen::RST << tcp_seen::PEER);
     let (verdict_there, verdict_back);
-    if under == Under::Own {
-        *there_key = question.key;
-        *back_key = other(&question.key, verdict, question.local);
+    if known == Known::Pending {
+        *back_key = other(there_key, verdict, question.sides.local);
         verdict_there = verdict;
         verdict_back = back_of(verdict, there_key, back_key);
     } else {
-        *back_key = question.key;
-        *there_key = if under == Under::Turned {
-            question.key.turned()
-        } else {
-            question.key.mirrored(verdict.peer_slot() as u16, question.local)
-        };
+        *back_key = question.sides.key;
         verdict_there = sums.verdict;
         verdict_back = verdict;
     }
     *there = Flow {
         verdict: verdict_there,
         recent: 0,
-        packets: sums.packets,
+        packets_and_tcp: 0,
         bytes: sums.bytes,
         seen: sums.seen,
         created: sums.created,
-        tcp,
-        reserved: 0,
-    };
+    }
+    .with(sums.packets, tcp);
     *back = Flow {
         verdict: verdict_back,
         recent: 0,
-        packets: sums.reply_packets,
+        packets_and_tcp: 0,
         bytes: sums.reply_bytes,
         seen: sums.seen,
         created: sums.created,
-        tcp: tcp_seen::turned(tcp),
-        reserved: 0,
-    };
-    if FLOWS.insert(&*there_key, &*there, 0).is_err() {
+    }
+    .with(sums.reply_packets, tcp_seen::turned(tcp));
+    if table::put_confirmed(there_key, there) == Put::NoRoom {
         event(FlowEvent::TableFull);
-    } else if FLOWS.insert(&*back_key, &*back, 0).is_err() {
-        let _ = FLOWS.remove(&*there_key);
+    } else if table::put_confirmed(back_key, back) == Put::NoRoom {
+        table::forget_confirmed(there_key);
         event(FlowEvent::TableFull);
     } else {
-        let _ = PENDING.remove(&*there_key);
+        table::forget_unconfirmed(there_key, &question.sides);
         event(FlowEvent::Confirmed);
     }
 }
@@ -189,20 +199,23 @@ fn other(key: &FlowKey, verdict: Verdict, local: Address) -> FlowKey {
 pub extern "C" fn note(question: *const Question) -> u64 {
     // SAFETY: as of `decide`.
     let Some(question) = (unsafe { question.as_ref() }) else { return 0 };
-    let Some(flow) = FLOWS.get_ptr_mut(&question.key) else { return 0 };
+    let Some(Found { value: flow, verdict }) = table::confirmed(&question.sides.key) else {
+        return 0;
+    };
     // SAFETY: aligned words of a live map value; the bits are added atomically.
-    let (verdict, before) = unsafe {
-        atomic_or(&raw mut (*flow).tcp, question.shown);
-        ((&raw const (*flow).verdict).read_volatile(), (*flow).tcp)
+    let before = unsafe {
+        show(flow, question.shown);
+        (*flow).tcp()
     };
     let Some(scratch) = SCRATCH.get_ptr_mut(0) else { return 0 };
     // SAFETY: this CPU's own memory, which nobody else uses before this program ends.
     let Scratch { pending, back_key: other_key, .. } = unsafe { &mut *scratch };
-    *other_key = other(&question.key, verdict, question.local);
-    let others = FLOWS.get_ptr_mut(&*other_key);
-    if let Some(others) = others {
+    *other_key = other(&question.sides.key, verdict, question.sides.local);
+    let (mut others, mut other_verdict) = (core::ptr::null_mut(), Verdict::FREE);
+    if let Some(found) = table::confirmed(other_key) {
+        (others, other_verdict) = (found.value, found.verdict);
         // SAFETY: as above.
-        unsafe { atomic_or(&raw mut (*others).tcp, question.shown << tcp_seen::PEER) };
+        unsafe { show(others, question.shown << tcp_seen::PEER) };
     }
     let is_reset = question.shown & tcp_seen::RST != 0;
     let is_closed =
@@ -216,15 +229,13 @@ pub extern "C" fn note(question: *const Question) -> u64 {
     // SAFETY: a live map value of plain numbers.
     let own = unsafe { &*flow };
     let (recent_packets, recent_bytes) = recent::split(own.recent);
-    let (packets, bytes) = (own.packets + recent_packets, own.bytes + recent_bytes);
-    let (mut other_packets, mut other_bytes, mut other_verdict) = (0, 0, Verdict(0));
-    if let Some(others) = others {
-        // SAFETY: as above.
-        let others = unsafe { &*others };
+    let (packets, bytes) = (own.packets() + recent_packets, own.bytes + recent_bytes);
+    let (mut other_packets, mut other_bytes) = (0, 0);
+    // SAFETY: as above.
+    if let Some(others) = unsafe { others.as_ref() } {
         let (recent_packets, recent_bytes) = recent::split(others.recent);
-        other_packets = others.packets + recent_packets;
+        other_packets = others.packets() + recent_packets;
         other_bytes = others.bytes + recent_bytes;
-        other_verdict = others.verdict;
     }
     let is_reply = verdict.has(verdict_flag::REPLY);
     *pending = Pending {
@@ -238,14 +249,21 @@ pub extern "C" fn note(question: *const Question) -> u64 {
         reply_packets: if is_reply { packets } else { other_packets },
         reply_bytes: if is_reply { bytes } else { other_bytes },
     };
-    if !is_reply {
-        let _ = PENDING.insert(question.key, &*pending, 0);
-    } else if others.is_some() {
-        // Only the direction that began it knows what was decided about it.
-        let _ = PENDING.insert(&*other_key, &*pending, 0);
+    // Only the direction that began it knows what was decided about it.
+    let put = if !is_reply {
+        table::put_unconfirmed(&question.sides.key, &question.sides, pending)
+    } else if others.is_null() {
+        Put::Kept
+    } else {
+        table::put_unconfirmed(other_key, &question.sides, pending)
+    };
+    if put == Put::Evicting {
+        event(FlowEvent::Evicted);
     }
-    let _ = FLOWS.remove(&*other_key);
-    let _ = FLOWS.remove(question.key);
+    if !others.is_null() {
+        table::replace_verdict(others.cast(), other_verdict, Verdict::FREE);
+    }
+    table::replace_verdict(flow.cast(), verdict, Verdict::FREE);
     event(FlowEvent::Ended);
     0
 }
@@ -262,7 +280,7 @@ pub fn count(flow: *mut Flow, len: u32, state: &NodeState) {
         let word = atomic_add(&raw mut (*flow).recent, recent::one(len.into()));
         if word >> recent::PACKET_SHIFT >= recent::SPILL {
             let (packets, bytes) = recent::split(atomic_take(&raw mut (*flow).recent));
-            atomic_add(&raw mut (*flow).packets, packets);
+            atomic_add(&raw mut (*flow).packets_and_tcp, packets);
             atomic_add(&raw mut (*flow).bytes, bytes);
         }
     }
@@ -274,6 +292,16 @@ pub(super) fn event(event: FlowEvent) {
         // SAFETY: this CPU's own counter; a lost count would be the worst of it.
         unsafe { *counter += 1 };
     }
+}
+
+/// # Safety
+/// The flow must be a live map value.
+#[inline(always)]
+unsafe fn show(flow: *mut Flow, shown: u32) {
+    use core::intrinsics::{AtomicOrdering::Relaxed, atomic_or};
+    let bits = u64::from(shown) << Flow::TCP_SHIFT;
+    // SAFETY: an aligned word, by the caller's promise.
+    unsafe { atomic_or::<u64, u64, { Relaxed }>(&raw mut (*flow).packets_and_tcp, bits) };
 }
 
 /// # Safety
