@@ -1,10 +1,15 @@
 //! How long a program takes, by difference.
 
-use std::time::{Duration, Instant};
+use std::{
+    panic::resume_unwind,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    thread,
+    time::{Duration, Instant},
+};
 
 use nix::{
     sched::{CpuSet, sched_getaffinity, sched_setaffinity},
-    unistd::Pid,
+    unistd::{Pid, SysconfVar, sysconf},
 };
 use podwire_bpf::{Program, SkbContext, TestRun, TestRunOutput};
 
@@ -33,6 +38,55 @@ pub fn bind_to_one_cpu() -> Result<()> {
     let mut one = CpuSet::new();
     one.set(last.unwrap_or(0)).map_err(Error::Pin)?;
     sched_setaffinity(own, &one).map_err(Error::Pin)
+}
+
+/// Whether there is a CPU beside the one that [`bind_to_one_cpu`] binds to.
+#[must_use]
+pub fn has_another_cpu() -> bool {
+    matches!(sysconf(SysconfVar::_NPROCESSORS_ONLN), Ok(Some(2..)))
+}
+
+/// Binds the calling thread to the first CPU.
+///
+/// # Errors
+///
+/// [`Error::Pin`] if the kernel refuses.
+pub fn bind_to_another_cpu() -> Result<()> {
+    let mut one = CpuSet::new();
+    one.set(0).map_err(Error::Pin)?;
+    sched_setaffinity(Pid::from_raw(0), &one).map_err(Error::Pin)
+}
+
+/// Runs over and over again on another CPU while `work` is done; gives its result and how often.
+///
+/// # Errors
+///
+/// If the program cannot be run, or answers wrongly.
+pub fn beside<T>(run: &Run<'_>, what: &str, work: impl FnOnce() -> Result<T>) -> Result<(T, u64)> {
+    let (is_running, is_over) = (AtomicBool::new(false), AtomicBool::new(false));
+    thread::scope(|scope| {
+        let other = scope.spawn(|| {
+            let made = (|| -> Result<u64> {
+                bind_to_another_cpu()?;
+                let mut made = 0;
+                while !is_over.load(Relaxed) {
+                    run.time(what, FEWEST)?;
+                    is_running.store(true, Relaxed);
+                    made += FEWEST;
+                }
+                Ok(made)
+            })();
+            is_running.store(true, Relaxed);
+            made
+        });
+        while !is_running.load(Relaxed) {
+            thread::yield_now();
+        }
+        let result = work();
+        is_over.store(true, Relaxed);
+        let made = other.join().unwrap_or_else(|panic| resume_unwind(panic))?;
+        Ok((result?, made))
+    })
 }
 
 /// A program and the packet it is run on.

@@ -6,6 +6,7 @@ use podwire_datapath::abi::{Hook, Reason};
 use podwire_lab::probe::frame::{Arp, ArpOperation, BROADCAST, Link, limit_hops, tagged};
 
 use super::node::{HOST_MAC, MANY_FLOWS, NET_MAC, Node, Pod, ROUTER4, ROUTER6};
+use crate::timing;
 
 const NEXT: u32 = u32::MAX;
 const SHOT: u32 = 2;
@@ -71,6 +72,8 @@ pub enum State {
     Crowded,
     /// Everything is being changed: no verdict is believed.
     Changing,
+    /// Another CPU has packets of the same flow.
+    Shared,
 }
 
 /// Where a frame is sent or received.
@@ -169,6 +172,10 @@ pub fn cases(node: &Node) -> Vec<Case> {
             cases.push(many("pod_to_pod/established/60k_round_robin", Restore::NextFlow));
             cases.push(many("pod_to_pod/established/60k_random", Restore::AnyFlow));
             cases.push(Case { state: State::Crowded, ..of("pod_to_pod/established/crowded") });
+            if timing::has_another_cpu() {
+                let shared = of("pod_to_pod/established/two_cpus");
+                cases.push(Case { state: State::Shared, ..shared });
+            }
             cases.extend(new_flows(node));
             let link = Link { from: HOST_MAC, to: HOST_MAC };
             let from_stack = tcp(link, family.port(b, 80), family.port(a, 40000));

@@ -24,7 +24,7 @@ use super::case::{self, Case, Place, Restore, State};
 use crate::{
     error::{Error, Result},
     lookup::OBJECT,
-    timing::{Difference, Run},
+    timing::{self, Difference, Run},
 };
 
 pub(super) const ROUTER4: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 1);
@@ -240,14 +240,20 @@ impl Node {
             without: run(self.unjudged.prepare(case, nothing)?, REDIRECT),
         };
         let before = self.datapath.tables().metrics()?;
-        let measured = difference.measure(&case.name, repetitions, |output| {
-            if case.is_after(&output.data) {
-                return self.make_room(case);
-            }
-            let (what, found) = (case.name.clone(), output.data.clone());
-            Err(Error::Frame { what, found, expected: case.after.clone() })
-        })?;
-        self.check_counters(case, &before, measured.made)?;
+        let measure = || {
+            difference.measure(&case.name, repetitions, |output| {
+                if case.is_after(&output.data) {
+                    return self.make_room(case);
+                }
+                let (what, found) = (case.name.clone(), output.data.clone());
+                Err(Error::Frame { what, found, expected: case.after.clone() })
+            })
+        };
+        let (measured, others) = match case.state {
+            State::Shared => timing::beside(&difference.with, &case.name, measure)?,
+            _ => (measure()?, 0),
+        };
+        self.check_counters(case, &before, measured.made + others)?;
         Ok(measured.elapsed)
     }
 
@@ -342,7 +348,7 @@ impl Node {
                 ipcache.insert(&key, &IpcacheEntry { generation: 0, ..entry })?;
             }
             State::Egress => self.datapath.set_delivery(self.b.ifindex, Delivery::Egress)?,
-            State::ManyFlows => {}
+            State::ManyFlows | State::Shared => {}
             State::Crowded => self.crowd()?,
             State::Changing => self.set_changed(CHANGING)?,
         }
@@ -415,7 +421,7 @@ impl Node {
                 ipcache.insert(&IpAddr::from(self.b.v4).into(), &v6)?;
             }
             State::Egress => self.datapath.set_delivery(self.b.ifindex, Delivery::Peer)?,
-            State::ManyFlows => {}
+            State::ManyFlows | State::Shared => {}
             State::Crowded => self.empty()?,
             State::Changing => self.set_changed(0)?,
         }
