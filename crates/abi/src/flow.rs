@@ -124,9 +124,9 @@ pub type HashSeed = [u64; 7];
 /// Where a flow may be found in a table of sets: an entry to begin at, in either of two sets.
 ///
 /// The hash is Thorup's pair-multiply-shift ("High Speed Hashing for Integers and Strings", 2015, section
-/// 3.5): of six words of 32 bits and seven random ones of 64, its upper 33 bits are strongly universal, that is, two
-/// flows meet with the chance of two random numbers, whatever flows somebody chooses who does not know the
-/// seed. It takes three multiplications, none of which waits for another.
+/// 3.5): of six words of 32 bits and seven random ones of 64, its upper 33 bits, which name the sets, are strongly
+/// universal, that is, two flows meet with the chance of two random numbers, whatever flows somebody chooses who does
+/// not know the seed. It takes three multiplications, none of which waits for another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FlowHash(pub u64);
 
@@ -154,7 +154,8 @@ impl FlowHash {
 
     /// Of a conversation, whichever side's and direction's key it is under: the same of a key, of the one that is
     /// [turned](FlowKey::turned), and of that which is [mirrored](FlowKey::mirrored), whose own address is the
-    /// other side's. The two sides are hashed as above, each by itself, and summed.
+    /// other side's. Each side is hashed as above by itself, and the two are multiplied: of sums, one could tell
+    /// without the seed which are equal.
     #[must_use]
     #[inline(always)]
     pub const fn of_both_sides(seed: &HashSeed, key: &FlowKey, local: &Address) -> Self {
@@ -166,8 +167,10 @@ impl FlowHash {
                 .wrapping_add(seed[4].wrapping_mul(last))
                 .wrapping_add(seed[5])
         }
-        let own = side(seed, local, key.local_port, key.protocol);
-        Self(own.wrapping_add(side(seed, &key.peer, key.peer_port, key.protocol)))
+        // Odd, so that neither takes all that the other has.
+        let own = side(seed, local, key.local_port, key.protocol) | 1;
+        let peer = side(seed, &key.peer, key.peer_port, key.protocol) | 1;
+        Self(own.wrapping_mul(peer))
     }
 
     /// Where to look first.
@@ -201,8 +204,8 @@ impl FlowHash {
 ///
 /// - *stamp*: the node's ticket when the deciding began ([`NodeState::ticket`](crate::NodeState::ticket)). The verdict is believed
 ///   while nothing it rests on has a later one: the node, both ends.
-/// - *tag*: a few bits of the key. The kernel may give a deleted entry's memory to another flow while a
-///   program that found it before is about to read it.
+/// - *tag*: a few bits of the key. An entry that is emptied is another flow's at once, while a program that found
+///   it before may still be about to write to it.
 #[repr(transparent)]
 #[derive(
     Clone, Copy, Default, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout,
@@ -329,15 +332,11 @@ pub mod tcp_seen {
 /// Entries of a set of [`map::FLOWS`](crate::map::FLOWS) and [`map::PENDING`](crate::map::PENDING).
 pub const WAYS: usize = 8;
 
-/// A confirmed flow goes into its second set if the first has as many, and the second fewer: most are found where they
-/// are looked for first, and yet a table that is half full has room for everybody.
-pub const CROWDED: u32 = 6;
-
 /// One direction of a flow that both sides have spoken in, in [`map::FLOWS`](crate::map::FLOWS): a cache line.
 ///
-/// An entry is free while its verdict is [`Verdict::FREE`]. Whoever fills or empties it takes it first, from the
-/// verdict that it has to [`Verdict::TAKEN`], by one atomic exchange, and writes the verdict last. So
-/// whoever reads the verdict first, and then the key, has the verdict on that key.
+/// An entry is free while its verdict is [`Verdict::FREE`]. Whoever fills it takes it first, from the verdict that it
+/// has to [`Verdict::TAKEN`], by one atomic exchange, and writes the verdict last; whoever empties it does so by one
+/// exchange. So whoever finds the same verdict before and after reading the key has the verdict on that key.
 #[repr(C)]
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
@@ -443,8 +442,8 @@ pub struct Pending {
     pub created: u32,
     /// Of [`tcp_seen`], the direction that began it in the lower byte.
     pub tcp: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// 1 while a CPU moves it to the confirmed flows, which only one may do, else 0.
+    pub moving: u32,
     /// Of the direction that began it.
     pub packets: u64,
     /// Their bytes.
@@ -551,8 +550,21 @@ mod tests {
             [|seed, key, _| FlowHash::new(seed, key.words()), FlowHash::of_both_sides];
         for hash in hashes {
             let (mut first, mut second, mut ways) = ([0_u32; 256], [0_u32; 256], [0_u32; WAYS]);
-            for port in 0..u16::MAX {
-                let key = FlowKey { local_port: Be16::new(port), ..key() };
+            for number in 0..u16::MAX {
+                // Two series whose ports and addresses have the same sums.
+                let [high, low] = (number / 2).to_be_bytes();
+                let (ports, peer, local) = if number % 2 == 0 {
+                    ([number, u16::MAX - number], key().peer, local)
+                } else {
+                    let peer = Address::from_ipv4([10, 1, high, low]);
+                    ([40_000, 80], peer, Address::from_ipv4([10, 0, !high, !low]))
+                };
+                let key = FlowKey {
+                    local_port: Be16::new(ports[0]),
+                    peer_port: Be16::new(ports[1]),
+                    peer,
+                    ..key()
+                };
                 let hash = hash(&seed, &key, &local);
                 first[hash.first_set(255) as usize] += 1;
                 second[hash.second_set(255) as usize] += 1;

@@ -40,7 +40,7 @@ mod reason;
 
 pub use address::{Address, Be16, Be32, EthernetPair, Mac};
 pub use flow::{
-    CROWDED, Flow, FlowEntry, FlowHash, FlowKey, FragmentKey, FragmentPorts, HashSeed, Pending,
+    Flow, FlowEntry, FlowHash, FlowKey, FragmentKey, FragmentPorts, HashSeed, Pending,
     PendingEntry, Protocol, Verdict, WAYS, direction, fold, recent, tag, tcp_seen, verdict_flag,
 };
 pub use nat::{NAT_TRIES, NatDevice, NatEntry, NatKey, nat_direction, nat_flag, nat_tcp};

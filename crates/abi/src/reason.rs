@@ -157,9 +157,9 @@ numbered! {
         Confirmed = 2, "confirmed";
         /// A TCP connection ended and left the table of confirmed flows.
         Ended = 3, "ended";
-        /// A flow could not be confirmed, since that table is full.
+        /// A flow could not be confirmed, since others have all the places that it could have in that table.
         TableFull = 4, "table-full";
-        /// A flow could not be kept at all, since each entry that it could have had was being written.
+        /// A flow could not be kept yet, since another took the place that was meant for it in that moment.
         Unkept = 5, "unkept";
         /// A flow that was not confirmed, the one of those at hand which was idle for longest, was forgotten
         /// for a newer one.

@@ -10,7 +10,7 @@ use podwire_abi::{
 };
 
 use crate::{
-    flow::{self, Found, Key},
+    flow::{self, Found, Key, Looked},
     forward,
     maps::{CONFIG, SLOTS, STATE},
     packet::{
@@ -26,30 +26,26 @@ const TRANSPORT_LEN: usize = 16;
 const TELLING_FLAGS: u8 = 0x17;
 const ACK: u8 = 0x10;
 
-/// What becomes of a packet that a pod sends, if it is an ordinary one of a known flow; `is_new` is set if there is no
-/// confirmed flow that it belongs to.
+/// What becomes of a packet that a pod sends, if it is an ordinary one of a known flow; else whether its flow was looked
+/// for.
 #[inline(always)]
-pub fn from_container(
-    ctx: &TcContext,
-    number: u32,
-    slot: &Slot,
-    is_new: &mut bool,
-) -> Option<Outcome> {
+pub fn from_container(ctx: &TcContext, number: u32, slot: &Slot) -> Result<Outcome, Looked> {
     // SAFETY: the context is valid for the whole run of the program.
     if unsafe { (*ctx.skb.skb).vlan_present } != 0 {
-        return None;
+        return Err(Looked::NotYet);
     }
     let frame = Frame::linear(ctx);
-    let bytes = frame.at::<0, { ETH_LEN + IPV4_LEN + TRANSPORT_LEN }>().ok()?;
+    let bytes =
+        frame.at::<0, { ETH_LEN + IPV4_LEN + TRANSPORT_LEN }>().map_err(|_| Looked::NotYet)?;
     let [a, b, c] = slot.from_pod.0;
     if read_u32::<0>(bytes) != a || read_u32::<4>(bytes) != b || read_u32::<8>(bytes) != c {
-        return None;
+        return Err(Looked::NotYet);
     }
     // The frame's type, and the IP header's first byte: version and length.
     match read_u32::<12>(bytes).to_ne_bytes() {
-        [0x08, 0x00, 0x45, _] => ipv4(ctx, frame, bytes, number, slot, is_new),
-        [0x86, 0xdd, first, _] if first >> 4 == 6 => ipv6(ctx, frame, number, slot, is_new),
-        _ => None,
+        [0x08, 0x00, 0x45, _] => ipv4(ctx, frame, bytes, number, slot),
+        [0x86, 0xdd, first, _] if first >> 4 == 6 => ipv6(ctx, frame, number, slot),
+        _ => Err(Looked::NotYet),
     }
 }
 
@@ -60,9 +56,8 @@ fn ipv4(
     bytes: Bytes,
     number: u32,
     slot: &Slot,
-    is_new: &mut bool,
-) -> Option<Outcome> {
-    let protocol = protocol(read_u8::<23>(bytes), read_u8::<47>(bytes))?;
+) -> Result<Outcome, Looked> {
+    let protocol = protocol(read_u8::<23>(bytes), read_u8::<47>(bytes)).ok_or(Looked::NotYet)?;
     let total_len = u32::from(u16::from_be(read_u16::<16>(bytes)));
     let is_whole = read_u16::<20>(bytes) & u16::from_be(0x3fff) == 0;
     let source = read_u32::<26>(bytes);
@@ -73,32 +68,27 @@ fn ipv4(
         || source != slot.ipv4.raw()
         || source == 0
     {
-        return None;
+        return Err(Looked::NotYet);
     }
     let destination = Words::from_ipv4(read_u32::<30>(bytes));
     let key = Key::new(number, protocol, direction::SENT, read_u32::<34>(bytes), destination);
-    let known = known(&key, protocol, slot, is_new)?;
+    let known = known(&key, protocol, slot)?;
     if known.verdict.has(verdict_flag::TO_STACK) {
         return to_stack(ctx, frame, slot, &known);
     }
     if known.peer.ipv4.raw() != destination.ipv4_raw() {
-        return None;
+        return Err(Looked::NotYet);
     }
     let outcome = forward::deliver_routed(ctx, bytes, true, known.peer);
     known.count(ctx);
-    Some(outcome)
+    Ok(outcome)
 }
 
 #[inline(always)]
-fn ipv6(
-    ctx: &TcContext,
-    frame: Frame,
-    number: u32,
-    slot: &Slot,
-    is_new: &mut bool,
-) -> Option<Outcome> {
-    let bytes = frame.at::<0, { ETH_LEN + IPV6_LEN + TRANSPORT_LEN }>().ok()?;
-    let protocol = protocol(read_u8::<20>(bytes), read_u8::<67>(bytes))?;
+fn ipv6(ctx: &TcContext, frame: Frame, number: u32, slot: &Slot) -> Result<Outcome, Looked> {
+    let bytes =
+        frame.at::<0, { ETH_LEN + IPV6_LEN + TRANSPORT_LEN }>().map_err(|_| Looked::NotYet)?;
+    let protocol = protocol(read_u8::<20>(bytes), read_u8::<67>(bytes)).ok_or(Looked::NotYet)?;
     let payload_len = u32::from(u16::from_be(read_u16::<18>(bytes)));
     let source = Words([read_u64::<22>(bytes), read_u64::<30>(bytes)]);
     let destination = Words([read_u64::<38>(bytes), read_u64::<46>(bytes)]);
@@ -108,19 +98,19 @@ fn ipv6(
         || source.0 == [0, 0]
         || destination.is_ipv4()
     {
-        return None;
+        return Err(Looked::NotYet);
     }
     let key = Key::new(number, protocol, direction::SENT, read_u32::<54>(bytes), destination);
-    let known = known(&key, protocol, slot, is_new)?;
+    let known = known(&key, protocol, slot)?;
     if known.verdict.has(verdict_flag::TO_STACK) {
         return to_stack(ctx, frame, slot, &known);
     }
     if Words::of_slot(known.peer) != destination {
-        return None;
+        return Err(Looked::NotYet);
     }
     let outcome = forward::deliver_routed(ctx, bytes, false, known.peer);
     known.count(ctx);
-    Some(outcome)
+    Ok(outcome)
 }
 
 /// UDP, or TCP that says nothing new.
@@ -151,27 +141,25 @@ impl Known {
 }
 
 #[inline(always)]
-fn known(key: &Key, protocol: Protocol, slot: &Slot, is_new: &mut bool) -> Option<Known> {
-    let Some(Found { value: flow, verdict }) = key.confirmed() else {
-        *is_new = true;
-        return None;
-    };
-    let state = STATE.get(0)?;
-    let peer = SLOTS.get(verdict.peer_slot())?;
+fn known(key: &Key, protocol: Protocol, slot: &Slot) -> Result<Known, Looked> {
+    let Found { value: flow, verdict } = key.confirmed().ok_or(Looked::InVain)?;
+    let state = STATE.get(0).ok_or(Looked::NotYet)?;
+    let peer = SLOTS.get(verdict.peer_slot()).ok_or(Looked::NotYet)?;
     if !flow::is_believed_of(verdict, key, slot, state, peer) {
-        return None;
+        return Err(Looked::NotYet);
     }
     // SAFETY: one aligned word of a live map value.
     if protocol == Protocol::TCP && unsafe { (*flow).tcp() } & u32::from(ACK) == 0 {
-        return None;
+        return Err(Looked::NotYet);
     }
-    Some(Known { flow, state, verdict, peer })
+    Ok(Known { flow, state, verdict, peer })
 }
 
 #[inline(always)]
-fn to_stack(ctx: &TcContext, frame: Frame, slot: &Slot, known: &Known) -> Option<Outcome> {
+fn to_stack(ctx: &TcContext, frame: Frame, slot: &Slot, known: &Known) -> Result<Outcome, Looked> {
     // What comes out of the stack makes the verdict on its answers, on a node that is not set up as well.
-    let config = CONFIG.get(0).filter(|config| config.host_ifindex != 0)?;
+    let config = CONFIG.get(0).filter(|config| config.host_ifindex != 0);
+    let config = config.ok_or(Looked::NotYet)?;
     known.count(ctx);
-    Some(forward::by_stack(frame, slot, config, known.verdict))
+    Ok(forward::by_stack(frame, slot, config, known.verdict))
 }

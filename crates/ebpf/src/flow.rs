@@ -76,8 +76,15 @@ impl Key {
     }
 }
 
-/// What is to become of the packet: by its flow, if that is known, or decided anew. `is_new` says that there is no
-/// confirmed flow that it belongs to, or that it is not known whether there is one.
+/// Whether a flow was looked for among the confirmed ones.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Looked {
+    NotYet,
+    InVain,
+}
+
+/// What is to become of the packet: by its flow, if that is known, or decided anew. `looked` says whether
+/// its flow was looked for among the confirmed ones before.
 #[inline(always)]
 pub fn judge(
     ctx: &TcContext,
@@ -85,10 +92,10 @@ pub fn judge(
     direction: u8,
     slot: u32,
     own: &Slot,
-    mut is_new: bool,
+    mut looked: Looked,
 ) -> Result<Verdict, Drop> {
     let key = Key::of(packet, direction, slot);
-    if !is_new && matches!(packet.kind, Kind::Within | Kind::Echo) {
+    if looked == Looked::NotYet && matches!(packet.kind, Kind::Within | Kind::Echo) {
         if let Some(Found { value: flow, verdict }) = key.confirmed() {
             if let Some(state) = STATE.get(0)
                 && is_believed(verdict, &key, own, state)
@@ -104,7 +111,7 @@ pub fn judge(
                 return Ok(verdict);
             }
         } else {
-            is_new = true;
+            looked = Looked::InVain;
         }
     }
     let scratch = ask(ctx, packet, direction, &key).ok_or(Drop(Reason::Unchangeable))?;
@@ -119,7 +126,11 @@ pub fn judge(
         };
         decide(question, quoted, about)
     } else {
-        decide(question, &question.sides, if is_new { ABOUT_A_NEW_ONE } else { ABOUT_ITSELF })
+        let about = match looked {
+            Looked::NotYet => ABOUT_ITSELF,
+            Looked::InVain => ABOUT_A_NEW_ONE,
+        };
+        decide(question, &question.sides, about)
     };
     match word {
         number @ 0..256 => Err(Drop(verdict::reason(number as u8))),
@@ -227,15 +238,15 @@ impl Peer {
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u64)]
 enum Known {
-    Nothing,
-    /// It is confirmed.
-    Flow,
-    /// It is not; the packet goes in the direction that began it.
-    Pending,
+    Nothing = 0,
+    /// It is not confirmed; the packet goes in the direction that began it.
+    Pending = 1,
     /// It is not; the other direction at the same endpoint began it.
-    Turned,
+    Turned = 2,
     /// It is not; that at the other endpoint did.
-    Mirrored,
+    Mirrored = 3,
+    /// It is confirmed.
+    Flow = 4,
 }
 
 /// What flow a packet is about: its own, for an ICMP error that of the packet it quotes, or none.
@@ -257,6 +268,7 @@ pub extern "C" fn decide(question: *const Question, sides: *const Sides, about: 
     else {
         return Reason::Unchangeable as u64;
     };
+    event(FlowEvent::Judged);
     let mut known = Known::Nothing;
     let word = settle(question, sides, about, &mut known);
     if word >= 256
@@ -284,7 +296,6 @@ fn try_settle<'q>(
     about: u64,
     known: &mut Known,
 ) -> Result<Verdict, Drop> {
-    event(FlowEvent::Judged);
     let asked = &question.sides.key;
     let mut key = &sides.key;
     let (Some(state), Some(own)) = (STATE.get(0), SLOTS.get(asked.endpoint.into())) else {
@@ -333,23 +344,33 @@ fn try_settle<'q>(
 fn find(sides: &Sides, about: u64, kind: Kind, own: &Slot, peer: &Peer) -> (Known, Verdict) {
     let key = &sides.key;
     if about != ABOUT_A_NEW_ONE
-        && let Some(Found { verdict, .. }) = table::confirmed(key)
-        && is_bound(verdict, key.tag(), own)
-        && !(kind == Kind::Echo && verdict.has(verdict_flag::REPLY))
+        && let Some(found) = confirmed(key, kind, own)
     {
-        return (Known::Flow, verdict);
+        return found;
     }
     let peer = match peer.slot {
         Some(_) if key.direction == direction::SENT => u64::from(peer.number),
         _ => u64::MAX,
     };
+    const PENDING: u64 = Known::Pending as u64;
+    const TURNED: u64 = Known::Turned as u64;
+    const MIRRORED: u64 = Known::Mirrored as u64;
     let known = match table::search_conversation(sides, u64::from(kind == Kind::Echo), peer) {
-        1 => Known::Pending,
-        2 => Known::Turned,
-        3 => Known::Mirrored,
-        _ => Known::Nothing,
+        PENDING => Known::Pending,
+        TURNED => Known::Turned,
+        MIRRORED => Known::Mirrored,
+        // Another CPU may have confirmed it between the two looks.
+        _ => return confirmed(key, kind, own).unwrap_or((Known::Nothing, Verdict::FREE)),
     };
     (known, Verdict::FREE)
+}
+
+#[inline(always)]
+fn confirmed(key: &FlowKey, kind: Kind, own: &Slot) -> Option<(Known, Verdict)> {
+    let Found { verdict, .. } = table::confirmed(key)?;
+    let is_its = is_bound(verdict, key.tag(), own)
+        && !(kind == Kind::Echo && verdict.has(verdict_flag::REPLY));
+    is_its.then_some((Known::Flow, verdict))
 }
 
 /// Policy is asked about the direction that the conversation was opened in, the sender's first.

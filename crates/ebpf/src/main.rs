@@ -31,6 +31,7 @@ use aya_ebpf::{macros::classifier, programs::TcContext};
 use podwire_abi::{Address, Hook, MARK_DECIDED, NodeConfig, Reason, Slot, direction, slot_flag};
 
 use crate::{
+    flow::Looked,
     packet::{ETH_ARP, ETH_IPV4, ETH_IPV6, ETH_LEN, Frame, Packet},
     verdict::{Drop, Outcome, Verdict},
 };
@@ -74,10 +75,10 @@ pub fn from_netdev(ctx: TcContext) -> i32 {
 #[inline(always)]
 fn judge_from_container(ctx: &TcContext) -> Outcome {
     let (number, slot) = slot_of_link(ctx)?;
-    let mut is_new = false;
-    if let Some(outcome) = fast::from_container(ctx, number, slot, &mut is_new) {
-        return outcome;
-    }
+    let looked = match fast::from_container(ctx, number, slot) {
+        Ok(outcome) => return outcome,
+        Err(looked) => looked,
+    };
     if slot.flags & slot_flag::CHAINED != 0 {
         return judge_from_chained(ctx, slot);
     }
@@ -122,7 +123,7 @@ fn judge_from_container(ctx: &TcContext) -> Outcome {
         return Err(Drop(Reason::LinkLocal));
     }
     packet.read_ports(ctx, frame)?;
-    let verdict = flow::judge(ctx, &packet, direction::SENT, number, slot, is_new)?;
+    let verdict = flow::judge(ctx, &packet, direction::SENT, number, slot, looked)?;
     forward::send(ctx, frame, &packet, slot, config, verdict)
 }
 
@@ -172,7 +173,7 @@ fn judge_to_container(ctx: &TcContext) -> Outcome {
         return Ok(Verdict::next(Reason::Passed));
     }
     packet.read_ports(ctx, frame)?;
-    flow::judge(ctx, &packet, direction::RECEIVED, number, slot, false)?;
+    flow::judge(ctx, &packet, direction::RECEIVED, number, slot, Looked::NotYet)?;
     Ok(Verdict::next(Reason::Passed))
 }
 
@@ -191,7 +192,7 @@ fn judge_from_host(ctx: &TcContext) -> Outcome {
     let holder = forward::holder(&destination).ok_or(Drop(Reason::UnknownDestination))?;
     let slot = forward::endpoint(holder, &destination)?;
     packet.read_ports(ctx, frame)?;
-    flow::judge(ctx, &packet, direction::RECEIVED, holder.slot, slot, false)?;
+    flow::judge(ctx, &packet, direction::RECEIVED, holder.slot, slot, Looked::NotYet)?;
     forward::deliver_from_stack(ctx, frame, slot)
 }
 

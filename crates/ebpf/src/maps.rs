@@ -17,17 +17,18 @@ use crate::flow::{Question, Sides};
 /// Memory follows the entries.
 const GROWS: usize = BPF_F_NO_PREALLOC as usize;
 
-/// User space reads and changes it in place. It begins at a page, so that an entry of 64 bytes is one cache line.
-const SHARED: usize = BPF_F_MMAPABLE as usize;
+/// The first element is at the beginning of a page, and those of 64 bytes are a cache line each: only of arrays that
+/// user space may map is that so. It does so with the flows' tables.
+const ALIGNED: usize = BPF_F_MMAPABLE as usize;
 
 #[btf_map]
 pub static CONFIG: Array<NodeConfig, 1> = Array::new();
 
 #[btf_map]
-pub static STATE: Array<NodeState, 1> = Array::new();
+pub static STATE: Array<NodeState, 1, ALIGNED> = Array::new();
 
 #[btf_map]
-pub static SLOTS: Array<Slot, 4096> = Array::new();
+pub static SLOTS: Array<Slot, 4096, ALIGNED> = Array::new();
 
 #[btf_map]
 pub static LINKS: HashMap<u32, u32, 4096> = HashMap::new();
@@ -42,13 +43,13 @@ pub static PREFIXES: LpmTrie<Address, IpcacheEntry, 524288> = LpmTrie::new();
 pub static REMOTES: Array<u64, { podwire_abi::REMOTES as usize }> = Array::new();
 
 #[btf_map]
-pub static FLOWS: Array<[FlowEntry; WAYS], 65536, SHARED> = Array::new();
+pub static FLOWS: Array<[FlowEntry; WAYS], 65536, ALIGNED> = Array::new();
 
 #[btf_map]
 pub static OVERFLOWED: Array<u64, 1024> = Array::new();
 
 #[btf_map]
-pub static PENDING: Array<[PendingEntry; WAYS], 16384, SHARED> = Array::new();
+pub static PENDING: Array<[PendingEntry; WAYS], 16384, ALIGNED> = Array::new();
 
 #[btf_map]
 pub static POLICY: HashMap<PolicyKey, PolicyRow, 65536, GROWS> = HashMap::new();

@@ -67,21 +67,21 @@ impl Tables {
             sweep.flows += 1;
             if holders.is_orphan(&key, flow.verdict) {
                 sweep.orphaned += 1;
-                self.flows.remove(&key);
+                self.flows.remove_judged(&key, flow.verdict);
                 continue;
             }
             let Some(timeout) = over(&key, &flow) else { continue };
-            let mut others = Vec::with_capacity(2);
+            let mut others = Vec::with_capacity(3);
             for other in holders.other_directions(&key, flow.verdict) {
                 match self.flows.get(&other) {
                     Some(flow) if over(&other, &flow).is_none() => continue 'flows,
-                    Some(_) => others.push(other),
+                    Some(flow) => others.push((other, flow.verdict)),
                     None => {}
                 }
             }
-            self.flows.remove(&key);
-            for other in others {
-                self.flows.remove(&other);
+            others.push((key, flow.verdict));
+            for (key, verdict) in others {
+                self.flows.remove_judged(&key, verdict);
             }
             sweep.expired[timeout as usize] += 1;
         }

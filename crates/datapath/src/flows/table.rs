@@ -51,10 +51,10 @@ impl TableEntry for PendingEntry {
     }
 }
 
-/// A table of flows: sets of [`WAYS`] entries, of which a flow may be in two.
+/// A table of flows: sets of [`WAYS`] entries.
 ///
-/// Programs change it meanwhile: an entry is read whole or not at all, and changed only if it still is what it
-/// was.
+/// Programs change it meanwhile. A key is read with the verdict that belongs to it, or not at all; counters may be of a
+/// moment later. An entry is emptied only if its verdict still is what it was.
 #[derive(Debug)]
 pub struct FlowTable<E> {
     sets: MappedArray<[E; WAYS]>,
@@ -99,7 +99,7 @@ impl<E: TableEntry> FlowTable<E> {
     /// Whether there is none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.len() == 0
+        self.iter().next().is_none()
     }
 
     /// All flows, in no order. Those that come or go meanwhile are there or not.
@@ -132,36 +132,33 @@ impl<E: TableEntry> FlowTable<E> {
 
     fn insert_at(&self, hash: FlowHash, key: &FlowKey, value: E::Value) -> bool {
         let entry = E::join(*key, value);
-        let words = || {
-            let word = |bytes: &[u8; WORD]| u64::from_ne_bytes(*bytes);
-            entry.as_bytes().as_chunks().0.iter().map(word)
-        };
-        let own =
-            |place: &&[AtomicU64]| read::<E>(place).is_some_and(|entry| entry.split().0 == *key);
-        let is_free = |place: &&[AtomicU64]| place[VERDICT].load(Acquire) == Verdict::FREE.0;
+        let verdict_of = |place: &[AtomicU64]| place[VERDICT].load(Acquire);
+        let own = |place: &&[AtomicU64]| holds::<E>(place, key, verdict_of(place));
         // Not in the second set, where programs look only if they put flows there.
-        let free = self.places(hash).take(WAYS).filter(is_free);
-        let mut places = self.places(hash).filter(own).chain(free);
-        places.any(|place| {
-            let last = place[VERDICT].load(Acquire);
-            let is_taken = last != Verdict::TAKEN.0 && exchange(place, last, Verdict::TAKEN.0);
-            if is_taken {
-                for (number, (place, word)) in place.iter().zip(words()).enumerate() {
-                    if number != VERDICT {
-                        place.store(word, Relaxed);
-                    }
-                }
-                words().nth(VERDICT).inspect(|verdict| place[VERDICT].store(*verdict, SeqCst));
+        let is_free = |place: &&[AtomicU64]| verdict_of(place) == Verdict::FREE.0;
+        let free = || self.places(hash).take(WAYS).find(is_free);
+        let Some(place) = self.places(hash).find(own).or_else(free) else { return false };
+        if !exchange(place, verdict_of(place), Verdict::TAKEN.0) {
+            return false;
+        }
+        let words =
+            entry.as_bytes().as_chunks::<WORD>().0.iter().map(|word| u64::from_ne_bytes(*word));
+        let mut verdict = Verdict::FREE.0;
+        for (number, (place, word)) in place.iter().zip(words).enumerate() {
+            match number {
+                VERDICT => verdict = word,
+                _ => place.store(word, Relaxed),
             }
-            is_taken
-        })
+        }
+        place[VERDICT].store(verdict, SeqCst);
+        true
     }
 
-    fn remove_at(&self, hash: FlowHash, key: &FlowKey) -> bool {
+    fn remove_at(&self, hash: FlowHash, key: &FlowKey, is_meant: impl Fn(Verdict) -> bool) -> bool {
         let mut is_known = false;
         for place in self.places(hash) {
             let verdict = place[VERDICT].load(Acquire);
-            if read::<E>(place).is_some_and(|entry| entry.split().0 == *key) {
+            if is_meant(Verdict(verdict)) && holds::<E>(place, key, verdict) {
                 is_known |= exchange(place, verdict, Verdict::FREE.0);
             }
         }
@@ -210,14 +207,21 @@ impl FlowTable<FlowEntry> {
 
     /// Writes what is known of a flow, which must have a verdict; says whether there was room.
     ///
-    /// Programs do this when a flow is confirmed; user space has no need to.
+    /// Programs do this when a flow is confirmed; user space has no need to, and if it were killed meanwhile, the
+    /// entry would stay taken: it is for tests.
+    #[doc(hidden)]
     pub fn insert(&self, key: &FlowKey, flow: Flow) -> bool {
         self.insert_at(self.hash(key), key, flow)
     }
 
     /// Forgets a flow; says whether it was known.
     pub fn remove(&self, key: &FlowKey) -> bool {
-        self.remove_at(self.hash(key), key)
+        self.remove_at(self.hash(key), key, |_| true)
+    }
+
+    /// Forgets a flow if it still has that verdict; says whether it did.
+    pub fn remove_judged(&self, key: &FlowKey, verdict: Verdict) -> bool {
+        self.remove_at(self.hash(key), key, |found| found == verdict)
     }
 
     fn hash(&self, key: &FlowKey) -> FlowHash {
@@ -236,14 +240,16 @@ impl FlowTable<PendingEntry> {
 
     /// Writes what is known of a flow, which must have a verdict; says whether there was room.
     ///
-    /// Programs do this when a flow begins; user space has no need to.
+    /// Programs do this when a flow begins; user space has no need to, and if it were killed meanwhile, the
+    /// entry would stay taken: it is for tests.
+    #[doc(hidden)]
     pub fn insert(&self, key: &FlowKey, local: &Address, pending: Pending) -> bool {
         self.insert_at(self.hash(key, local), key, pending)
     }
 
     /// Forgets a flow; says whether it was known.
     pub fn remove(&self, key: &FlowKey, local: &Address) -> bool {
-        self.remove_at(self.hash(key, local), key)
+        self.remove_at(self.hash(key, local), key, |_| true)
     }
 
     fn hash(&self, key: &FlowKey, local: &Address) -> FlowHash {
@@ -267,6 +273,12 @@ fn read<E: TableEntry>(place: &[AtomicU64]) -> Option<E> {
             return Some(entry);
         }
     }
+}
+
+/// Whether the entry is that flow's, given the verdict that it had before.
+fn holds<E: TableEntry>(place: &[AtomicU64], key: &FlowKey, verdict: u64) -> bool {
+    read::<E>(place).is_some_and(|entry| entry.split().0 == *key)
+        && place[VERDICT].load(Acquire) == verdict
 }
 
 fn exchange(place: &[AtomicU64], last: u64, verdict: u64) -> bool {

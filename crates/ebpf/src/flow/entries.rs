@@ -1,5 +1,7 @@
 //! The entries of flows: how they begin, are confirmed, counted, and end.
 
+use core::intrinsics::{AtomicOrdering::SeqCst, atomic_xchg};
+
 use podwire_abi::{
     Address, Flow, FlowEvent, FlowKey, NodeState, Pending, Protocol, Verdict, direction, recent,
     tcp_seen, verdict_flag,
@@ -50,7 +52,7 @@ fn begin(question: &Question, verdict: Verdict, state: &NodeState) {
         seen: state.seconds,
         created: state.seconds,
         tcp: question.shown,
-        reserved: 0,
+        moving: 0,
         packets: 1,
         bytes: question.len.into(),
         reply_packets: 0,
@@ -62,7 +64,7 @@ fn begin(question: &Question, verdict: Verdict, state: &NodeState) {
             event(FlowEvent::Began);
             event(FlowEvent::Evicted);
         }
-        Put::NoRoom => event(FlowEvent::Unkept),
+        Put::NoRoom | Put::Raced => event(FlowEvent::Unkept),
     }
 }
 
@@ -111,37 +113,46 @@ fn go_on(question: &Question, known: Known, verdict: Verdict, state: &NodeState)
     } else {
         is_reply
     };
-    if is_confirmed {
+    // SAFETY: an aligned word of a live map value.
+    let moving = unsafe { &raw mut (*pending).moving };
+    // SAFETY: as above. One CPU moves it.
+    if !is_confirmed || unsafe { atomic_xchg::<u32, { SeqCst }>(moving, 1) } != 0 {
+        return;
+    }
+    let last = if is_reply { found.verdict } else { verdict };
+    let is_moved = table::is_still(&Found { verdict: last, ..found }, &scratch.there_key)
         // SAFETY: a live map value of plain numbers.
-        confirm(question, scratch, unsafe { &*pending }, known, verdict);
+        && confirm(question, scratch, unsafe { &*pending }, known, last, verdict);
+    if !is_moved {
+        // SAFETY: as above.
+        unsafe { moving.write_volatile(0) };
     }
 }
 
-/// Both sides have spoken: the flow moves to where nothing is evicted. The key of the direction that began it is
-/// there already.
+/// Both sides have spoken: the flow moves to where nothing is evicted, if there is room. The key of the direction
+/// that began it is there already; `began` is the verdict on that, `verdict` that on the packet's.
 #[inline(always)]
 fn confirm(
     question: &Question,
     scratch: &mut Scratch,
     sums: &Pending,
     known: Known,
+    began: Verdict,
     verdict: Verdict,
-) {
+) -> bool {
     let Scratch { there, back, there_key, back_key, .. } = scratch;
     // A reset after which both sides go on was none; the next one may be.
     let tcp = sums.tcp & !(tcp_seen::RST | tcp_seen::RST << tcp_seen::PEER);
-    let (verdict_there, verdict_back);
+    let verdict_back;
     if known == Known::Pending {
-        *back_key = other(there_key, verdict, question.sides.local);
-        verdict_there = verdict;
-        verdict_back = back_of(verdict, there_key, back_key);
+        *back_key = other(there_key, began, question.sides.local);
+        verdict_back = back_of(began, there_key, back_key);
     } else {
         *back_key = question.sides.key;
-        verdict_there = sums.verdict;
         verdict_back = verdict;
     }
     *there = Flow {
-        verdict: verdict_there,
+        verdict: began,
         recent: 0,
         packets_and_tcp: 0,
         bytes: sums.bytes,
@@ -158,15 +169,23 @@ fn confirm(
         created: sums.created,
     }
     .with(sums.reply_packets, tcp_seen::turned(tcp));
-    if table::put_confirmed(there_key, there) == Put::NoRoom {
-        event(FlowEvent::TableFull);
-    } else if table::put_confirmed(back_key, back) == Put::NoRoom {
-        table::forget_confirmed(there_key);
-        event(FlowEvent::TableFull);
-    } else {
-        table::forget_unconfirmed(there_key, &question.sides);
-        event(FlowEvent::Confirmed);
+    let mut put = table::put_confirmed(there_key, there);
+    if put == Put::Kept {
+        put = table::put_confirmed(back_key, back);
+        if put != Put::Kept {
+            table::forget_confirmed(there_key);
+        }
     }
+    match put {
+        Put::Kept => {
+            table::forget_unconfirmed(there_key, &question.sides);
+            event(FlowEvent::Confirmed);
+        }
+        Put::NoRoom => event(FlowEvent::TableFull),
+        // Its next packet tries again.
+        Put::Raced | Put::Evicting => {}
+    }
+    put == Put::Kept
 }
 
 /// The verdict on the replies of a flow, which rests on what the flow's own rests on.
@@ -243,7 +262,7 @@ pub extern "C" fn note(question: *const Question) -> u64 {
         seen: own.seen,
         created: own.created,
         tcp,
-        reserved: 0,
+        moving: 0,
         packets: if is_reply { other_packets } else { packets },
         bytes: if is_reply { other_bytes } else { bytes },
         reply_packets: if is_reply { packets } else { other_packets },
@@ -257,8 +276,10 @@ pub extern "C" fn note(question: *const Question) -> u64 {
     } else {
         table::put_unconfirmed(other_key, &question.sides, pending)
     };
-    if put == Put::Evicting {
-        event(FlowEvent::Evicted);
+    match put {
+        Put::Kept => {}
+        Put::Evicting => event(FlowEvent::Evicted),
+        Put::NoRoom | Put::Raced => event(FlowEvent::Unkept),
     }
     if !others.is_null() {
         table::replace_verdict(others.cast(), other_verdict, Verdict::FREE);

@@ -8,7 +8,7 @@
 //! known without a look at it.
 //!
 //! How an entry is read and written is said of `FlowEntry`. On a machine whose loads may overtake each other
-//! the verdict's tag is what keeps a verdict to its key.
+//! the verdict's tag helps to keep a verdict to its key.
 
 use core::{
     arch::asm,
@@ -16,10 +16,11 @@ use core::{
 };
 
 use podwire_abi::{
-    Address, CROWDED, Flow, FlowEntry, FlowHash, FlowKey, NodeState, Pending, PendingEntry,
-    Verdict, WAYS, fold, tag,
+    Address, Flow, FlowEntry, FlowHash, FlowKey, NodeState, Pending, PendingEntry, Verdict, WAYS,
+    fold, tag,
 };
 
+use super::Known;
 use crate::maps::{FLOWS, OVERFLOWED, PENDING, SLOTS, STATE};
 
 /// See `podwire_abi::FLOWS_MASK`.
@@ -107,6 +108,10 @@ pub struct Found<V> {
     pub verdict: Verdict,
 }
 
+/// A flow goes into its second set if the first has as many, and the second fewer: most are found where they are
+/// looked for first, and yet a table that is half full has room for everybody.
+const CROWDED: u32 = 6;
+
 /// Words of a key, and the place of the verdict behind it.
 const KEY_WORDS: usize = 3;
 
@@ -183,9 +188,9 @@ pub extern "C" fn search_unconfirmed(key: *const FlowKey, sides: *const Sides) -
     search::<Unconfirmed>(key, hash).0
 }
 
-/// Which of a conversation's keys it is known by while it is not confirmed: 1 for that of these `sides`, 2 for that
-/// of the other direction at the same endpoint, 3 for that at the other endpoint, in the slot `peer` if that is one; 0 if
-/// by none. An echo is known by its own only.
+/// What is known of a conversation that is not confirmed, as a number of [`Known`]: by the key of these `sides`, by that
+/// of the other direction at the same endpoint, or by that at the other endpoint, in the slot `peer` if that is one. An echo
+/// is known by its own only.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn search_conversation(sides: *const Sides, is_echo: u64, peer: u64) -> u64 {
@@ -208,20 +213,21 @@ pub extern "C" fn search_conversation(sides: *const Sides, is_echo: u64, peer: u
         let verdict = read::<Unconfirmed>(entry);
         let found = words_of::<Unconfirmed>(entry);
         let (by, slot) = if is_same(&found, key) {
-            (1, own)
+            (Known::Pending, own)
         } else if is_echo != 0 {
             continue;
         } else if is_same(&found, &[key[0] ^ TURN, key[1], key[2]]) {
-            (2, own)
+            (Known::Turned, own)
         } else if peer < u64::from(Verdict::SLOTS)
             && is_same(&found, &[mirrored, local[0], local[1]])
             && let Some(slot) = SLOTS.get(peer as u32)
         {
-            (3, slot)
+            (Known::Mirrored, slot)
         } else {
             continue;
         };
         let tag = tag(fold(found[0] ^ found[1] ^ found[2]));
+        let by = by as u64;
         if verdict.is_one() && super::is_bound(verdict, tag, slot) && (known == 0 || by < known) {
             known = by;
         }
@@ -271,11 +277,6 @@ impl Place {
     #[inline(always)]
     const fn is(self, whose: u64) -> bool {
         self.0 & whose != 0
-    }
-
-    #[inline(always)]
-    const fn without_owner(self) -> u64 {
-        self.0 & !(Self::OTHERS | Self::OWN)
     }
 
     #[inline(always)]
@@ -372,7 +373,8 @@ fn offer_of<T: Table>(key: &FlowKey, hash: FlowHash, number: u32, seconds: u32) 
             if T::EVICTS && verdict.is_one() {
                 // SAFETY: a live entry.
                 let seen = unsafe { T::seen(value_of::<T>(entry)) };
-                let idle = u64::from(seconds.wrapping_sub(seen)) + 1;
+                // Another CPU may have read the clock a moment later than this one.
+                let idle = seconds.wrapping_sub(seen).cast_signed().max(0) + 1;
                 if idle > longest {
                     (others, longest) = (way as u64, idle);
                 }
@@ -454,66 +456,43 @@ fn steps() -> impl Iterator<Item = usize> {
 
 /// What became of a flow that was to be put into a table.
 #[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u64)]
 pub enum Put {
-    Kept,
+    Kept = 0,
     /// In the place of another.
-    Evicting,
+    Evicting = 1,
     /// Others have all the places where it could be.
-    NoRoom,
-}
-
-impl Put {
-    #[inline(always)]
-    const fn of(number: u64) -> Self {
-        match number {
-            0 => Self::Kept,
-            1 => Self::Evicting,
-            _ => Self::NoRoom,
-        }
-    }
+    NoRoom = 2,
+    /// Its place became another's in that moment.
+    Raced = 3,
 }
 
 /// Puts a flow into the table, or replaces what is there under its key.
-#[inline(always)]
+#[inline(never)]
 pub fn put_confirmed(key: &FlowKey, flow: &Flow) -> Put {
-    Put::of(put_into_confirmed(key, flow))
+    put::<Confirmed>(Place(choose_confirmed(key)), key, flow)
 }
 
 /// Puts a flow into the table, or replaces what is there under its key.
-#[inline(always)]
+#[inline(never)]
 pub fn put_unconfirmed(key: &FlowKey, sides: &Sides, pending: &Pending) -> Put {
-    Put::of(put_into_unconfirmed(key, sides, pending))
-}
-
-#[inline(never)]
-fn put_into_confirmed(key: &FlowKey, flow: &Flow) -> u64 {
-    let place = Place(choose_confirmed(key));
-    let put = put::<Confirmed>(place, key, flow);
-    // Two CPUs may have put the same flow into two places, where it could stay for hours: the one that is found
-    // first is the flow's.
-    if put == Put::Kept
-        && search_confirmed(key) != place.without_owner()
-        && let Some(entry) = place.entry::<Confirmed>()
-    {
-        exchange::<Confirmed>(entry, flow.verdict, Verdict::FREE);
-    }
-    put as u64
-}
-
-#[inline(never)]
-fn put_into_unconfirmed(key: &FlowKey, sides: &Sides, pending: &Pending) -> u64 {
-    let place = Place(choose_unconfirmed(key, sides));
-    put::<Unconfirmed>(place, key, pending) as u64
+    put::<Unconfirmed>(Place(choose_unconfirmed(key, sides)), key, pending)
 }
 
 /// Writes a flow to its place.
 #[inline(always)]
 fn put<T: Table>(place: Place, key: &FlowKey, value: &T::Value) -> Put {
     let Some(chosen) = place.entry::<T>() else { return Put::NoRoom };
-    let is_free = !place.is(Place::OWN | Place::OTHERS);
-    let last = if is_free { Verdict::FREE } else { read::<T>(chosen) };
-    if last == Verdict::TAKEN || !exchange::<T>(chosen, last, Verdict::TAKEN) {
-        return Put::NoRoom;
+    let last = match place.is(Place::OWN | Place::OTHERS) {
+        true => read::<T>(chosen),
+        false => Verdict::FREE,
+    };
+    let is_still = match place.is(Place::OWN) {
+        true => holds::<T>(chosen, last, key),
+        false => last != Verdict::TAKEN,
+    };
+    if !is_still || !exchange::<T>(chosen, last, Verdict::TAKEN) {
+        return Put::Raced;
     }
     // SAFETY: the entry is this CPU's alone until its verdict is written, and has as many words.
     unsafe {
@@ -545,6 +524,14 @@ pub fn forget_unconfirmed(key: &FlowKey, sides: &Sides) {
     }
 }
 
+/// Whether the entry is still what it was when it was found.
+#[inline(always)]
+pub fn is_still(found: &Found<Pending>, key: &FlowKey) -> bool {
+    // SAFETY: values of found flows lie in entries, behind their keys.
+    let entry = unsafe { found.value.cast::<u64>().sub(KEY_WORDS) };
+    holds::<Unconfirmed>(entry.cast(), found.verdict, key)
+}
+
 /// Writes a verdict where `last` is; not if the entry has become another flow's, or has another verdict, meanwhile.
 #[inline(always)]
 pub fn replace_verdict(place: *mut Verdict, last: Verdict, verdict: Verdict) -> bool {
@@ -572,10 +559,10 @@ fn read<T: Table>(entry: *mut T::Entry) -> Verdict {
     unsafe { value_of::<T>(entry).cast::<Verdict>().read_volatile() }
 }
 
-/// Whether the entry is that flow's, given its verdict, which was read first.
+/// Whether the entry is that flow's, given its verdict, which was read before.
 #[inline(always)]
 fn holds<T: Table>(entry: *mut T::Entry, verdict: Verdict, key: &FlowKey) -> bool {
-    is_same(&words_of::<T>(entry), words(key)) && verdict.is_one()
+    is_same(&words_of::<T>(entry), words(key)) && verdict.is_one() && read::<T>(entry) == verdict
 }
 
 /// In place of `==`, which is a call of `memcmp`.
