@@ -130,24 +130,26 @@ fn replacing_misses_no_packet() {
                 ["count_first", "count_second"].map(|name| object.program(name).unwrap());
             let attachment = Attachment::attach(programs[0], &at).unwrap();
             let done = AtomicBool::new(false);
-            let replaced = std::thread::scope(|scope| {
+            let (sent, replaced) = std::thread::scope(|scope| {
                 let sender = scope.spawn(|| {
-                    for _ in 0..PACKETS {
+                    let mut sent = 0;
+                    // Where the two threads take turns on one CPU, each turn may find the same program.
+                    while sent < PACKETS || counts(&object)[..2].contains(&0) {
                         traffic.exchange();
+                        sent += 1;
                     }
                     done.store(true, Ordering::Release);
+                    sent
                 });
                 let mut replaced = 0;
                 while !done.load(Ordering::Acquire) {
                     replaced += 1;
                     attachment.update(programs[replaced % 2]).unwrap();
                 }
-                sender.join().unwrap();
-                replaced
+                (sender.join().unwrap(), replaced)
             });
             let [first, second, _] = counts(&object);
-            assert_eq!(first + second, PACKETS, "{mode}: {replaced} replacements");
-            assert!(first > 0 && second > 0, "{mode}: {replaced} replacements");
+            assert_eq!(first + second, sent, "{mode}: {replaced} replacements");
         });
     }
 }
