@@ -20,7 +20,7 @@ pub struct FlowUsage {
 /// What podwire takes of the machine's memory, of [`Status`](crate::Status).
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct MemoryUsage {
-    /// The agent's resident memory, in bytes.
+    /// The agent's resident memory, in bytes, without the maps that it shares with the programs.
     pub agent: u64,
     /// Kernel memory of all maps, in bytes.
     pub maps_total: u64,

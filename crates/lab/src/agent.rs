@@ -188,19 +188,27 @@ impl Agent {
         files.map(Iterator::count).map_err(|e| self.spec.failed("list open files of", e))
     }
 
-    /// Its resident memory, in bytes.
+    /// Its resident memory, in bytes, without that of maps which it shares with kernel programs.
     ///
     /// # Errors
     /// [`Error::Program`] when it has ended.
     pub fn resident_bytes(&self) -> Result<u64> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.pid()))
+        let smaps = fs::read_to_string(format!("/proc/{}/smaps", self.pid()))
             .map_err(|e| self.spec.failed("read the memory of", e))?;
-        let kib = status
-            .lines()
-            .find_map(|line| line.strip_prefix("VmRSS:")?.split_ascii_whitespace().next())
-            .and_then(|number| number.parse::<u64>().ok());
+        let (mut kib, mut is_of_a_map) = (0, false);
+        for line in smaps.lines() {
+            let mut words = line.split_ascii_whitespace();
+            match words.next() {
+                Some("Rss:") if !is_of_a_map => {
+                    kib += words.next().and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0);
+                }
+                Some(field) if field.ends_with(':') => {}
+                // The head of a mapping.
+                _ => is_of_a_map = line.ends_with(":bpf-map"),
+            }
+        }
         let ended = || self.spec.failed("read the memory of", io::ErrorKind::NotFound.into());
-        kib.map(|kib| kib * 1024).ok_or_else(ended)
+        if kib == 0 { Err(ended()) } else { Ok(kib * 1024) }
     }
 
     fn wait_for_socket(&mut self) -> Result<()> {

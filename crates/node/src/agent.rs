@@ -450,12 +450,23 @@ fn of_maps(source: crate::error::Source) -> Error {
     Error::Datapath { operation: "read", object: "the maps".into(), source }
 }
 
-/// Of this process; 0 if it cannot be told.
+/// Of this process, without the tables that it shares with the programs, which are counted as maps; 0 if it cannot
+/// be told.
 fn resident_bytes() -> u64 {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let kilobytes = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
-    kilobytes.unwrap_or_default() * 1024
+    let smaps = fs::read_to_string("/proc/self/smaps").unwrap_or_default();
+    let (mut kilobytes, mut is_of_a_map) = (0, false);
+    for line in smaps.lines() {
+        let mut words = line.split_ascii_whitespace();
+        match words.next() {
+            Some("Rss:") if !is_of_a_map => {
+                kilobytes += words.next().and_then(|size| size.parse::<u64>().ok()).unwrap_or(0);
+            }
+            Some(field) if field.ends_with(':') => {}
+            // The head of a mapping.
+            _ => is_of_a_map = line.ends_with(":bpf-map"),
+        }
+    }
+    kilobytes * 1024
 }
 
 fn boot_id() -> Result<String, Error> {
