@@ -578,6 +578,36 @@ mod tests {
         }
     }
 
+    /// What docs/decisions/0014 says of tables that fill, by the rule of `crates/ebpf/src/flow/table.rs`.
+    #[test]
+    fn nobody_is_turned_away_by_a_table_that_is_half_full() {
+        const SETS: u32 = 4096;
+        const CROWDED: u8 = 6;
+        let seed = [3, 5, 7, 11, 13, 17, 19].map(|n: u64| n.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let mut taken = [0_u8; SETS as usize];
+        let entries = SETS * 8;
+        let mut turned_away = 0;
+        for number in 0..entries * 3 / 4 {
+            let [a, b, c, d] = number.to_be_bytes();
+            let key = FlowKey { local_port: Be16::new(u16::from_be_bytes([c, d])), ..key() };
+            let key = FlowKey { peer: Address::from_ipv4([10, 9, a, b]), ..key };
+            let hash = FlowHash::new(&seed, key.words());
+            let [first, second] = [hash.first_set(SETS - 1), hash.second_set(SETS - 1)];
+            let [in_first, in_second] = [taken[first as usize], taken[second as usize]];
+            let set = if in_first >= CROWDED && in_second < in_first { second } else { first };
+            if usize::from(taken[set as usize]) < WAYS {
+                taken[set as usize] += 1;
+            } else {
+                turned_away += 1;
+            }
+            if number == entries / 2 {
+                assert_eq!(turned_away, 0);
+            }
+        }
+        // A tenth of a percent.
+        assert!(turned_away < entries / 1000, "{turned_away} of {entries}");
+    }
+
     #[test]
     fn a_verdict_is_its_parts() {
         let flags = verdict_flag::REPLY | verdict_flag::LOCAL_PEER;

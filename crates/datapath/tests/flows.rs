@@ -32,6 +32,12 @@ struct Sides<'n> {
 }
 
 impl<'n> Sides<'n> {
+    /// The same, with another port of the client.
+    fn with_client_port(mut self, port: u16) -> Self {
+        self.client.1.1 = port;
+        self
+    }
+
     /// Of both families.
     fn of(node: &'n Node) -> [Self; 2] {
         let (a, b) = (node.a, node.b);
@@ -325,11 +331,7 @@ fn a_full_table_keeps_what_it_has() {
     let small = |options| Options { flows: 2, ..options };
     on_node_with(small, |node| {
         let [first, _] = Sides::of(node);
-        let from_port = |port| {
-            let mut sides = first;
-            sides.client.1.1 = port;
-            sides
-        };
+        let from_port = |port| first.with_client_port(port);
         (40_000..40_004).for_each(|port| from_port(port).open());
         assert_eq!((confirmed(node).len(), event(node, FlowEvent::TableFull)), (8, 0));
         let last = from_port(40_004);
@@ -353,11 +355,7 @@ fn a_flow_whose_set_is_crowded_is_found_in_its_other_one() {
     let small = |options| Options { flows: 64, ..options };
     on_node_with(small, |node| {
         let [first, _] = Sides::of(node);
-        let from_port = |port| {
-            let mut sides = first;
-            sides.client.1.1 = port;
-            sides
-        };
+        let from_port = |port| first.with_client_port(port);
         // Seven entries a set, were they spread evenly.
         let ports = 40_000..40_056;
         ports.clone().for_each(|port| from_port(port).open());
@@ -384,9 +382,7 @@ fn of_flows_that_wait_the_idlest_makes_room() {
     on_node_with(small, |node| {
         let [first, _] = Sides::of(node);
         let syn_from = |port| {
-            let mut sides = first;
-            sides.client.1.1 = port;
-            assert_eq!(sides.client_sends(SYN), Reason::Delivered);
+            assert_eq!(first.with_client_port(port).client_sends(SYN), Reason::Delivered);
             node.datapath.tick(1).unwrap();
         };
         let waiting = || {

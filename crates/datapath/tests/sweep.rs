@@ -424,13 +424,14 @@ fn a_sweep_over_full_tables_takes_little() {
     let shipped = Options::new(BPFFS);
     with_maps(shipped.flows, shipped.pending, |maps| {
         let filled = |idle: u32| {
-            let (mut conversations, mut waiting) = (0, 0);
-            for n in 0..shipped.flows / 2 {
+            // Programs would take a flow's second set, where this does not: some find no room.
+            let (mut conversations, mut n) = (0, 0_u32);
+            while conversations < shipped.flows / 2 {
                 let port = u16::try_from(n & 0xffff).unwrap();
                 let from = u16::try_from(n >> 16).unwrap();
+                n += 1;
                 let pair = Pair { from, to: Some(9), port, idle: [idle; 2], ..Pair::default() };
                 let [there, back] = pair.entries();
-                // Programs would take a flow's second set, where this does not.
                 if maps.flows().insert(&there.0, there.1) {
                     if maps.flows().insert(&back.0, back.1) {
                         conversations += 1;
@@ -439,15 +440,15 @@ fn a_sweep_over_full_tables_takes_little() {
                     }
                 }
             }
-            for n in 0..shipped.pending {
-                let key = key(u16::try_from(n).unwrap(), Protocol::TCP);
+            let (mut waiting, mut n) = (0, 0_u32);
+            while waiting < shipped.pending {
+                let key = key(u16::try_from(n & 0xffff).unwrap(), Protocol::TCP);
                 let peer = Address::from_ipv4(Ipv4Addr::from(0xc000_0200 + n).octets());
+                n += 1;
                 let table = maps.tables.unconfirmed();
                 let key = FlowKey { peer, ..key };
                 waiting += u32::from(table.insert(&key, &address(1), pending(idle, 1)));
             }
-            assert!(conversations > shipped.flows / 2 * 95 / 100, "{conversations}");
-            assert!(waiting > shipped.pending * 95 / 100, "{waiting}");
             (conversations, waiting)
         };
         let (conversations, waiting) = filled(0);

@@ -138,7 +138,8 @@ impl<E: TableEntry> FlowTable<E> {
         let is_free = |place: &&[AtomicU64]| verdict_of(place) == Verdict::FREE.0;
         let free = || self.places(hash).take(WAYS).find(is_free);
         let Some(place) = self.places(hash).find(own).or_else(free) else { return false };
-        if !exchange(place, verdict_of(place), Verdict::TAKEN.0) {
+        let last = verdict_of(place);
+        if last == Verdict::TAKEN.0 || !exchange(place, last, Verdict::TAKEN.0) {
             return false;
         }
         let words =
@@ -245,11 +246,6 @@ impl FlowTable<PendingEntry> {
     #[doc(hidden)]
     pub fn insert(&self, key: &FlowKey, local: &Address, pending: Pending) -> bool {
         self.insert_at(self.hash(key, local), key, pending)
-    }
-
-    /// Forgets a flow; says whether it was known.
-    pub fn remove(&self, key: &FlowKey, local: &Address) -> bool {
-        self.remove_at(self.hash(key, local), key, |_| true)
     }
 
     fn hash(&self, key: &FlowKey, local: &Address) -> FlowHash {
