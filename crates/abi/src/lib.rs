@@ -143,6 +143,10 @@ pub const FLOWS_MASK: &str = "FLOWS_MASK";
 /// See [`FLOWS_MASK`].
 pub const PENDING_MASK: &str = "PENDING_MASK";
 
+/// Name of the programs' variable, set before loading, that has what flows are hashed by: the node's
+/// [`NodeState::seed`], where no program need look for it.
+pub const FLOW_SEED: &str = "FLOW_SEED";
+
 /// Which low bits of a link's number name the slot that its endpoint gets, if that is free, on a node
 /// with so many slots. Programs look there first, and only then into [`map::LINKS`].
 #[must_use]

@@ -7,8 +7,9 @@ use std::{
 };
 
 use podwire_abi::{
-    Address, Be32, CHANGING, EthernetPair, FLOWS_MASK, IpcacheEntry, Mac, NodeConfig, NodeState,
-    PENDING_MASK, PolicyRef, SLOT_MASK, Slot, Verdict, identity, map, slot_flag, slot_mask,
+    Address, Be32, CHANGING, EthernetPair, FLOW_SEED, FLOWS_MASK, IpcacheEntry, Mac, NodeConfig,
+    NodeState, PENDING_MASK, PolicyRef, SLOT_MASK, Slot, Verdict, identity, map, slot_flag,
+    slot_mask,
 };
 use podwire_bpf::{Array, AttachMode, Loader, Object, Program, Removal};
 
@@ -167,6 +168,7 @@ impl Datapath {
         let maps = maps_folder(&options.bpffs);
         let addresses = options.slots.saturating_mul(2).saturating_add(options.remotes);
         let (flow_sets, pending_sets) = (sets(options.flows), sets(options.pending));
+        let seed = state::seed(&maps)?;
         let object = Loader::new(OBJECT)
             .max_entries(map::SLOTS, options.slots)
             .max_entries(map::LINKS, options.slots)
@@ -181,12 +183,13 @@ impl Datapath {
             .global(SLOT_MASK, &slot_mask(options.slots))
             .global(FLOWS_MASK, &(flow_sets - 1))
             .global(PENDING_MASK, &(pending_sets - 1))
+            .global(FLOW_SEED, &seed)
             .pin_maps(&maps)
             // Of no use to anybody but the programs that it was made with.
             .unpinned(map::SCRATCH)
             .load()?;
         let state: Array<NodeState> = object.map(map::STATE)?;
-        let seed = state::seed(&state)?;
+        state::keep_seed(&state, seed)?;
         let tables = Tables {
             config: object.map(map::CONFIG)?,
             slots: object.map(map::SLOTS)?,

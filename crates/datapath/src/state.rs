@@ -2,7 +2,9 @@
 //!
 //! [`NodeState`] says what the order of writes must be; this module keeps it.
 
-use podwire_abi::{Address, CHANGING, HashSeed, NodeState, Slot, Verdict, remote_place};
+use std::path::Path;
+
+use podwire_abi::{Address, CHANGING, HashSeed, NodeState, Slot, Verdict, map, remote_place};
 use podwire_bpf::Array;
 
 use crate::{
@@ -21,18 +23,29 @@ pub(crate) struct Marks {
     pub(crate) remotes: Vec<Address>,
 }
 
-/// What the node's flows are hashed by: what is there, or else, in a map that was just made, what is drawn now.
-pub(crate) fn seed(map: &Array<NodeState>) -> Result<HashSeed> {
-    let state = map.get(0)?;
-    if state.seed != HashSeed::default() {
-        return Ok(state.seed);
+/// What the node's flows are hashed by: what the pinned map has, or else what is drawn now.
+pub(crate) fn seed(folder: &Path) -> Result<HashSeed> {
+    // Whatever is wrong with a map that is there, loading names.
+    if let Ok(map) = Array::<NodeState>::open(folder.join(map::STATE)) {
+        let seed = map.get(0)?.seed;
+        if seed != HashSeed::default() {
+            return Ok(seed);
+        }
     }
     let mut seed = HashSeed::default();
     for word in &mut seed {
         *word = getrandom::u64().map_err(|source| Error::Random { source: source.into() })?;
     }
-    map.set(0, &NodeState { seed, ..state })?;
     Ok(seed)
+}
+
+/// Writes down what flows are hashed by, for those who open the maps and for later programs.
+pub(crate) fn keep_seed(map: &Array<NodeState>, seed: HashSeed) -> Result<()> {
+    let state = map.get(0)?;
+    if state.seed != seed {
+        map.set(0, &NodeState { seed, ..state })?;
+    }
+    Ok(())
 }
 
 impl Tables {

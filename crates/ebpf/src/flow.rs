@@ -76,15 +76,8 @@ impl Key {
     }
 }
 
-/// Whether a flow was looked for among the confirmed ones.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Looked {
-    NotYet,
-    InVain,
-}
-
-/// What is to become of the packet: by its flow, if that is known, or decided anew. `looked` says whether
-/// its flow was looked for among the confirmed ones before.
+/// What is to become of the packet: by its flow, if that is known, or decided anew. `is_new` says that its flow was
+/// looked for among the confirmed ones before, in vain.
 #[inline(always)]
 pub fn judge(
     ctx: &TcContext,
@@ -92,10 +85,10 @@ pub fn judge(
     direction: u8,
     slot: u32,
     own: &Slot,
-    mut looked: Looked,
+    mut is_new: bool,
 ) -> Result<Verdict, Drop> {
     let key = Key::of(packet, direction, slot);
-    if looked == Looked::NotYet && matches!(packet.kind, Kind::Within | Kind::Echo) {
+    if !is_new && matches!(packet.kind, Kind::Within | Kind::Echo) {
         if let Some(Found { value: flow, verdict }) = key.confirmed() {
             if let Some(state) = STATE.get(0)
                 && is_believed(verdict, &key, own, state)
@@ -111,7 +104,7 @@ pub fn judge(
                 return Ok(verdict);
             }
         } else {
-            looked = Looked::InVain;
+            is_new = true;
         }
     }
     let scratch = ask(ctx, packet, direction, &key).ok_or(Drop(Reason::Unchangeable))?;
@@ -126,10 +119,7 @@ pub fn judge(
         };
         decide(question, quoted, about)
     } else {
-        let about = match looked {
-            Looked::NotYet => ABOUT_ITSELF,
-            Looked::InVain => ABOUT_A_NEW_ONE,
-        };
+        let about = if is_new { ABOUT_A_NEW_ONE } else { ABOUT_ITSELF };
         decide(question, &question.sides, about)
     };
     match word {

@@ -27,11 +27,11 @@ mod packet;
 mod policy;
 mod verdict;
 
-use aya_ebpf::{macros::classifier, programs::TcContext};
+use aya_ebpf::{bindings::__sk_buff, macros::classifier, programs::TcContext};
 use podwire_abi::{Address, Hook, MARK_DECIDED, NodeConfig, Reason, Slot, direction, slot_flag};
 
 use crate::{
-    flow::Looked,
+    fast::Looked,
     packet::{ETH_ARP, ETH_IPV4, ETH_IPV6, ETH_LEN, Frame, Packet},
     verdict::{Drop, Outcome, Verdict},
 };
@@ -79,52 +79,122 @@ fn judge_from_container(ctx: &TcContext) -> Outcome {
         Ok(outcome) => return outcome,
         Err(looked) => looked,
     };
+    let skb = ctx.skb.skb;
+    if looked != Looked::Unusual && slot.flags & slot_flag::CHAINED == 0 {
+        return verdict::of_word(judge_ordinary(skb, number, looked as u32));
+    }
+    match read_sent(skb, number) {
+        READ => verdict::of_word(judge_read(skb, number)),
+        word => verdict::of_word(word),
+    }
+}
+
+// What an endpoint sends and the fast path has no answer for. These are global functions to the kernel, which verifies
+// them once and by themselves; without them the fast path is short, and what it has at hand stays in registers.
+
+/// A packet has been read into this CPU's `SCRATCH`. No outcome has this word.
+const READ: u64 = u64::MAX;
+
+/// Reads what the endpoint in a slot sends to its gateway and beyond, and answers [`READ`]; or what becomes of it, if that
+/// is settled between the two.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn read_sent(skb: *mut __sk_buff, number: u32) -> u64 {
+    let Some(scratch) = maps::SCRATCH.get_ptr_mut(0) else { return Reason::Unchangeable as u64 };
+    // SAFETY: this CPU's own memory, which nobody else uses before this program ends.
+    let packet = unsafe { &mut (*scratch).packet };
+    match try_read_sent(&TcContext::new(skb), number, packet) {
+        Ok(()) => READ,
+        Err(outcome) => verdict::to_word(outcome),
+    }
+}
+
+#[inline(always)]
+fn try_read_sent(ctx: &TcContext, number: u32, packet: &mut Packet) -> Result<(), Outcome> {
+    let slot = maps::SLOTS.get(number).ok_or(Err(Drop(Reason::UnknownLink)))?;
     if slot.flags & slot_flag::CHAINED != 0 {
-        return judge_from_chained(ctx, slot);
+        return Err(judge_from_chained(ctx, slot));
     }
-    let config = config()?;
-    let frame = Frame::new(ctx)?;
-    let ethernet = frame.at::<0, ETH_LEN>()?;
-    let ethertype = packet::ethertype(ctx, ethernet)?;
-    match packet::compare_ethernet(ethernet, &slot.from_pod)? {
-        packet::Ethernet::ToGateway => {}
-        packet::Ethernet::ToMany if ethertype == ETH_ARP => return arp::answer(ctx, slot, config),
-        packet::Ethernet::ToMany if ethertype == ETH_IPV6 => {
-            let packet = packet::parse_ipv6(ctx, frame)?;
-            return neighbour::judge(ctx, &packet, slot, config).unwrap_or_else(|| {
-                check_source(&packet, slot)?;
-                Err(Drop(Reason::Multicast))
-            });
-        }
-        packet::Ethernet::ToMany if ethertype == ETH_IPV4 => {
-            check_source(&packet::parse_ipv4(ctx, frame)?, slot)?;
-            return Err(Drop(Reason::Multicast));
-        }
-        packet::Ethernet::ToMany => return Err(Drop(Reason::UnsupportedProtocol)),
-        packet::Ethernet::ToOther => return Err(Drop(Reason::NotForGateway)),
-    }
-    let mut packet = match ethertype {
-        ETH_IPV4 => packet::parse_ipv4(ctx, frame)?,
-        ETH_IPV6 => {
-            let packet = packet::parse_ipv6(ctx, frame)?;
-            if let Some(outcome) = neighbour::judge(ctx, &packet, slot, config) {
-                return outcome;
-            }
-            packet
-        }
-        ETH_ARP => return arp::answer(ctx, slot, config),
-        _ => return Err(Drop(Reason::UnsupportedProtocol)),
+    let config = config().map_err(Err)?;
+    let frame = Frame::new(ctx).map_err(Err)?;
+    let ethernet = frame.at::<0, ETH_LEN>().map_err(Err)?;
+    let ethertype = packet::ethertype(ctx, ethernet).map_err(Err)?;
+    let is_to_many = match packet::compare_ethernet(ethernet, &slot.from_pod).map_err(Err)? {
+        packet::Ethernet::ToGateway => false,
+        packet::Ethernet::ToMany => true,
+        packet::Ethernet::ToOther => return Err(Err(Drop(Reason::NotForGateway))),
     };
-    check_source(&packet, slot)?;
-    if packet.destination.address().is_multicast() {
+    match ethertype {
+        ETH_IPV4 => *packet = packet::parse_ipv4(ctx, frame).map_err(Err)?,
+        ETH_IPV6 => {
+            *packet = packet::parse_ipv6(ctx, frame).map_err(Err)?;
+            if let Some(outcome) = neighbour::judge(ctx, packet, slot, config) {
+                return Err(outcome);
+            }
+        }
+        ETH_ARP => return Err(arp::answer(ctx, slot, config)),
+        _ => return Err(Err(Drop(Reason::UnsupportedProtocol))),
+    }
+    check_source(packet, slot).map_err(Err)?;
+    if is_to_many {
+        return Err(Err(Drop(Reason::Multicast)));
+    }
+    check_destination(packet).map_err(Err)?;
+    packet.read_ports(ctx, frame).map_err(Err)
+}
+
+/// Judges what [`read_sent`] has read.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn judge_read(skb: *mut __sk_buff, number: u32) -> u64 {
+    let Some(scratch) = maps::SCRATCH.get_ptr_mut(0) else { return Reason::Unchangeable as u64 };
+    // SAFETY: this CPU's own memory, which nobody else uses before this program ends.
+    let packet = unsafe { &(*scratch).packet };
+    let ctx = TcContext::new(skb);
+    verdict::to_word(judge_sent(&ctx, Frame::linear(&ctx), packet, number, false))
+}
+
+/// Judges an ordinary packet of a flow that is not known or has more to say; `looked` is a number of [`Looked`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn judge_ordinary(skb: *mut __sk_buff, number: u32, looked: u32) -> u64 {
+    let is_new = looked == Looked::InVain as u32;
+    let ctx = TcContext::new(skb);
+    let frame = Frame::linear(&ctx);
+    let judge = || {
+        config()?;
+        let packet = fast::read(frame)?;
+        check_destination(&packet)?;
+        judge_sent(&ctx, frame, &packet, number, is_new)
+    };
+    verdict::to_word(judge())
+}
+
+#[inline(always)]
+fn judge_sent(
+    ctx: &TcContext,
+    frame: Frame,
+    packet: &Packet,
+    number: u32,
+    is_new: bool,
+) -> Outcome {
+    let slot = maps::SLOTS.get(number).ok_or(Drop(Reason::UnknownLink))?;
+    let verdict = flow::judge(ctx, packet, direction::SENT, number, slot, is_new)?;
+    let config = config()?;
+    forward::send(ctx, frame, packet, slot, config, verdict)
+}
+
+/// Packets to groups and on the link are not routed.
+#[inline(always)]
+fn check_destination(packet: &Packet) -> Result<(), Drop> {
+    let destination = packet.destination.address();
+    if destination.is_multicast() {
         return Err(Drop(Reason::Multicast));
     }
-    if packet.destination.address().is_ipv6_link_local() {
+    if destination.is_ipv6_link_local() {
         return Err(Drop(Reason::LinkLocal));
     }
-    packet.read_ports(ctx, frame)?;
-    let verdict = flow::judge(ctx, &packet, direction::SENT, number, slot, looked)?;
-    forward::send(ctx, frame, &packet, slot, config, verdict)
+    Ok(())
 }
 
 /// What a pod sends whose interface is another plugin's: how it finds its neighbours and gateway is that
@@ -173,7 +243,7 @@ fn judge_to_container(ctx: &TcContext) -> Outcome {
         return Ok(Verdict::next(Reason::Passed));
     }
     packet.read_ports(ctx, frame)?;
-    flow::judge(ctx, &packet, direction::RECEIVED, number, slot, Looked::NotYet)?;
+    flow::judge(ctx, &packet, direction::RECEIVED, number, slot, false)?;
     Ok(Verdict::next(Reason::Passed))
 }
 
@@ -192,7 +262,7 @@ fn judge_from_host(ctx: &TcContext) -> Outcome {
     let holder = forward::holder(&destination).ok_or(Drop(Reason::UnknownDestination))?;
     let slot = forward::endpoint(holder, &destination)?;
     packet.read_ports(ctx, frame)?;
-    flow::judge(ctx, &packet, direction::RECEIVED, holder.slot, slot, Looked::NotYet)?;
+    flow::judge(ctx, &packet, direction::RECEIVED, holder.slot, slot, false)?;
     forward::deliver_from_stack(ctx, frame, slot)
 }
 

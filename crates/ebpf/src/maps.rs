@@ -12,7 +12,10 @@ use podwire_abi::{
     PendingEntry, PolicyKey, PolicyRow, PortRule, Slot, WAYS,
 };
 
-use crate::flow::{Question, Sides};
+use crate::{
+    flow::{Question, Sides},
+    packet::Packet,
+};
 
 /// Memory follows the entries.
 const GROWS: usize = BPF_F_NO_PREALLOC as usize;
@@ -69,6 +72,8 @@ pub static FLOW_EVENTS: PerCpuArray<u64, { FlowEvent::ENTRIES as usize }> = PerC
 /// What is too large for the stack, which programs and the functions they call share.
 #[repr(C)]
 pub struct Scratch {
+    /// What a pod sends.
+    pub packet: Packet,
     pub question: Question,
     /// The flow that an ICMP error is about.
     pub quoted: Sides,

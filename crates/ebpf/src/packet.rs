@@ -296,6 +296,16 @@ pub fn parse_ipv6(ctx: &TcContext, frame: Frame) -> Result<Packet, Drop> {
 }
 
 impl Packet {
+    /// What a TCP header's flags say.
+    #[inline(always)]
+    pub fn read_tcp_flags(&mut self, flags: u8) {
+        self.shown = tcp_seen::shown(flags);
+        // SYN is 2, ACK 16.
+        if flags & 0x12 == 0x02 {
+            self.kind = Kind::Syn;
+        }
+    }
+
     /// Reads ports or what stands for them, and what the packet means to its flow. Later
     /// fragments get the ports that their first fragment left behind.
     #[inline(always)]
@@ -312,11 +322,7 @@ impl Packet {
             Protocol::TCP => {
                 let (ports, flags) = self.tcp(ctx, frame)?;
                 self.ports = ports;
-                self.shown = tcp_seen::shown(flags);
-                // SYN is 2, ACK 16.
-                if flags & 0x12 == 0x02 {
-                    self.kind = Kind::Syn;
-                }
+                self.read_tcp_flags(flags);
             }
             Protocol::UDP | Protocol::SCTP => {
                 let [ports, _]: [u32; 2] = load(ctx, self.transport)?;

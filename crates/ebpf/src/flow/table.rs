@@ -16,8 +16,8 @@ use core::{
 };
 
 use podwire_abi::{
-    Address, Flow, FlowEntry, FlowHash, FlowKey, NodeState, Pending, PendingEntry, Verdict, WAYS,
-    fold, tag,
+    Address, Flow, FlowEntry, FlowHash, FlowKey, HashSeed, NodeState, Pending, PendingEntry,
+    Verdict, WAYS, fold, tag,
 };
 
 use super::Known;
@@ -28,6 +28,21 @@ use crate::maps::{FLOWS, OVERFLOWED, PENDING, SLOTS, STATE};
 static FLOWS_MASK: u32 = 0;
 #[unsafe(no_mangle)]
 static PENDING_MASK: u32 = 0;
+/// See `podwire_abi::FLOW_SEED`.
+#[unsafe(no_mangle)]
+static FLOW_SEED: HashSeed = [0; 7];
+
+/// What flows are hashed by.
+#[inline(always)]
+fn seed() -> &'static HashSeed {
+    let mut seed = &raw const FLOW_SEED;
+    // SAFETY: it does nothing; but the compiler no longer knows that those are the zeros above. The loader has
+    // written numbers there.
+    unsafe {
+        asm!("/* {seed} */", seed = inout(reg) seed, options(pure, nomem, nostack, preserves_flags));
+        &*seed
+    }
+}
 
 /// Confirmed flows.
 pub enum Confirmed {}
@@ -127,7 +142,7 @@ fn words(key: &FlowKey) -> &[u64; KEY_WORDS] {
 /// What is known of a flow, if it is confirmed: the likeliest place is looked at here, and so mostly only that.
 #[inline(always)]
 pub fn likely_confirmed(key: &FlowKey) -> Option<Found<Flow>> {
-    let hash = FlowHash::new(&STATE.get(0)?.seed, *words(key));
+    let hash = FlowHash::new(seed(), *words(key));
     let set = Confirmed::set(hash.first_set(Confirmed::mask()))?;
     let entry = entry_of::<Confirmed>(set, hash.way());
     let verdict = read::<Confirmed>(entry);
@@ -172,8 +187,7 @@ fn found<T: Table>(place: u64, key: &FlowKey) -> Option<Found<T::Value>> {
 pub extern "C" fn search_confirmed(key: *const FlowKey) -> u64 {
     // SAFETY: a caller's own memory; the kernel does not know that there always is one.
     let Some(key) = (unsafe { key.as_ref() }) else { return Place::NONE.0 };
-    let Some(state) = STATE.get(0) else { return Place::NONE.0 };
-    search::<Confirmed>(key, FlowHash::new(&state.seed, *words(key))).0
+    search::<Confirmed>(key, FlowHash::new(seed(), *words(key))).0
 }
 
 #[unsafe(no_mangle)]
@@ -183,8 +197,7 @@ pub extern "C" fn search_unconfirmed(key: *const FlowKey, sides: *const Sides) -
     let (Some(key), Some(sides)) = (unsafe { (key.as_ref(), sides.as_ref()) }) else {
         return Place::NONE.0;
     };
-    let Some(state) = STATE.get(0) else { return Place::NONE.0 };
-    let hash = FlowHash::of_both_sides(&state.seed, &sides.key, &sides.local);
+    let hash = FlowHash::of_both_sides(seed(), &sides.key, &sides.local);
     search::<Unconfirmed>(key, hash).0
 }
 
@@ -196,10 +209,8 @@ pub extern "C" fn search_unconfirmed(key: *const FlowKey, sides: *const Sides) -
 pub extern "C" fn search_conversation(sides: *const Sides, is_echo: u64, peer: u64) -> u64 {
     // SAFETY: as of `search_confirmed`.
     let Some(sides) = (unsafe { sides.as_ref() }) else { return 0 };
-    let (Some(state), Some(own)) = (STATE.get(0), SLOTS.get(sides.key.endpoint.into())) else {
-        return 0;
-    };
-    let hash = FlowHash::of_both_sides(&state.seed, &sides.key, &sides.local);
+    let Some(own) = SLOTS.get(sides.key.endpoint.into()) else { return 0 };
+    let hash = FlowHash::of_both_sides(seed(), &sides.key, &sides.local);
     let Some(set) = Unconfirmed::set(hash.first_set(Unconfirmed::mask())) else { return 0 };
     let key = words(&sides.key);
     // As `FlowKey::mirrored` has it, without a place on the stack.
@@ -240,8 +251,7 @@ pub extern "C" fn search_conversation(sides: *const Sides, is_echo: u64, peer: u
 pub extern "C" fn choose_confirmed(key: *const FlowKey) -> u64 {
     // SAFETY: as of `search_confirmed`.
     let Some(key) = (unsafe { key.as_ref() }) else { return Place::NONE.0 };
-    let Some(state) = STATE.get(0) else { return Place::NONE.0 };
-    let hash = FlowHash::new(&state.seed, *words(key));
+    let hash = FlowHash::new(seed(), *words(key));
     choose_in_two(key, hash).unwrap_or(Place::NONE).0
 }
 
@@ -253,7 +263,7 @@ pub extern "C" fn choose_unconfirmed(key: *const FlowKey, sides: *const Sides) -
         return Place::NONE.0;
     };
     let Some(state) = STATE.get(0) else { return Place::NONE.0 };
-    let hash = FlowHash::of_both_sides(&state.seed, &sides.key, &sides.local);
+    let hash = FlowHash::of_both_sides(seed(), &sides.key, &sides.local);
     choose_in_one(key, hash, state).unwrap_or(Place::NONE).0
 }
 
