@@ -187,6 +187,13 @@ impl FlowHash {
         ((self.0 >> 32) as u32).rotate_left(16) & mask
     }
 
+    /// What tells most flows of a set apart.
+    #[must_use]
+    #[inline(always)]
+    pub const fn rest(self) -> u32 {
+        (self.0 >> 12) as u32
+    }
+
     /// The entry to begin at, in either.
     #[must_use]
     #[inline(always)]
@@ -329,8 +336,38 @@ pub mod tcp_seen {
     }
 }
 
-/// Entries of a set of [`map::FLOWS`](crate::map::FLOWS) and [`map::PENDING`](crate::map::PENDING).
+/// Entries of a set of [`map::FLOWS`](crate::map::FLOWS) or [`map::PENDING`](crate::map::PENDING).
 pub const WAYS: usize = 8;
+
+/// Which entries of a set of [`map::FLOWS`](crate::map::FLOWS) are taken, in sixteen bits of a word of
+/// [`map::FLOW_WAYS`](crate::map::FLOW_WAYS): where a bit is not set, nobody need look.
+///
+/// Whoever fills an entry sets its bit first, by one atomic operation, and has the entry if the bit was not set. Whoever
+/// empties it clears the bit after that, and until then nobody fills it.
+pub mod ways {
+    /// The bits of the entries.
+    pub const TAKEN: u64 = 0xff;
+    /// Flows that have this set first may be in their second one.
+    pub const OVERFLOWED: u64 = 1 << 8;
+    /// Sets in a word.
+    pub const SETS: u32 = u64::BITS / BITS;
+
+    const BITS: u32 = 16;
+
+    /// The word of a set.
+    #[must_use]
+    #[inline(always)]
+    pub const fn word(set: u32) -> u32 {
+        set / SETS
+    }
+
+    /// How far its bits are shifted there.
+    #[must_use]
+    #[inline(always)]
+    pub const fn shift(set: u32) -> u32 {
+        set % SETS * BITS
+    }
+}
 
 /// One direction of a flow that both sides have spoken in, in [`map::FLOWS`](crate::map::FLOWS): a cache line.
 ///
@@ -348,7 +385,27 @@ pub struct FlowEntry {
     pub flow: Flow,
 }
 
-/// The same of [`map::PENDING`](crate::map::PENDING).
+/// A set of [`map::PENDING`](crate::map::PENDING).
+///
+/// What tells who is looked for and who has to go is together, and not with the rest: a set has ten cache
+/// lines, of which a new flow needs three. Entries are taken, filled and emptied as those of confirmed flows, by their
+/// verdicts.
+#[repr(C)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct PendingSet {
+    /// What was decided about the direction that began each flow.
+    pub verdicts: [Verdict; WAYS],
+    /// [`NodeState::seconds`](crate::NodeState::seconds) at the last packet of either direction.
+    pub seen: [u32; WAYS],
+    /// [`FlowHash::rest`] of each.
+    pub hashes: [u32; WAYS],
+    /// What else is known of them.
+    pub entries: [PendingEntry; WAYS],
+}
+
+/// A flow of a [`PendingSet`]: a cache line.
 #[repr(C)]
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
@@ -356,8 +413,23 @@ pub struct FlowEntry {
 pub struct PendingEntry {
     /// Whose it is.
     pub key: FlowKey,
-    /// What is known of it.
-    pub pending: Pending,
+    /// As of [`Pending`].
+    pub created: u32,
+    /// As of [`Pending`], and [`MOVING`](Self::MOVING).
+    pub tcp: u32,
+    /// As of [`Pending`].
+    pub packets: u64,
+    /// As of [`Pending`].
+    pub bytes: u64,
+    /// As of [`Pending`].
+    pub reply_packets: u64,
+    /// As of [`Pending`].
+    pub reply_bytes: u64,
+}
+
+impl PendingEntry {
+    /// A CPU moves it to the confirmed flows, which only one may do.
+    pub const MOVING: u32 = 1 << 31;
 }
 
 /// One direction of a flow that both sides have spoken in.
@@ -429,10 +501,7 @@ pub mod recent {
 
 /// A flow that only one side has spoken in, a TCP connection that is not open yet or has ended;
 /// under the key of the direction that began it.
-#[repr(C)]
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Pending {
     /// What was decided about the direction that began it.
     pub verdict: Verdict,
@@ -442,8 +511,6 @@ pub struct Pending {
     pub created: u32,
     /// Of [`tcp_seen`], the direction that began it in the lower byte.
     pub tcp: u32,
-    /// 1 while a CPU moves it to the confirmed flows, which only one may do, else 0.
-    pub moving: u32,
     /// Of the direction that began it.
     pub packets: u64,
     /// Their bytes.
@@ -496,9 +563,11 @@ mod tests {
         assert_eq!(offset_of!(FlowKey, peer), 8);
         assert_eq!(align_of::<FlowKey>(), 8);
         assert_eq!(size_of::<FlowEntry>(), 64);
-        assert_eq!(size_of::<PendingEntry>(), 80);
+        assert_eq!(size_of::<PendingEntry>(), 64);
+        assert_eq!(size_of::<PendingSet>(), 640);
+        assert_eq!(offset_of!(PendingSet, seen), 64);
+        assert_eq!(offset_of!(PendingSet, entries), 128);
         assert_eq!(offset_of!(FlowEntry, flow) + offset_of!(Flow, verdict), 24);
-        assert_eq!(offset_of!(PendingEntry, pending) + offset_of!(Pending, verdict), 24);
         assert_eq!(size_of::<FragmentKey>(), 40);
         assert_eq!(offset_of!(FragmentKey, identification), 32);
         assert_eq!(offset_of!(FragmentKey, protocol), 36);

@@ -41,7 +41,8 @@ mod reason;
 pub use address::{Address, Be16, Be32, EthernetPair, Mac};
 pub use flow::{
     Flow, FlowEntry, FlowHash, FlowKey, FragmentKey, FragmentPorts, HashSeed, Pending,
-    PendingEntry, Protocol, Verdict, WAYS, direction, fold, recent, tag, tcp_seen, verdict_flag,
+    PendingEntry, PendingSet, Protocol, Verdict, WAYS, direction, fold, recent, tag, tcp_seen,
+    verdict_flag, ways,
 };
 pub use nat::{NAT_TRIES, NatDevice, NatEntry, NatKey, nat_direction, nat_flag, nat_tcp};
 pub use node::{
@@ -78,9 +79,9 @@ pub mod map {
     /// Number of a set to [`WAYS`](crate::WAYS) of [`FlowEntry`](crate::FlowEntry), array; see
     /// [`FlowHash`](crate::FlowHash).
     pub const FLOWS: &str = "FLOWS";
-    /// A bit for each set of [`FLOWS`]: whether flows that have it first may be in their second one, array of `u64`.
-    pub const OVERFLOWED: &str = "OVERFLOWED";
-    /// Number of a set to [`WAYS`](crate::WAYS) of [`PendingEntry`](crate::PendingEntry), array.
+    /// What is taken of each set of [`FLOWS`], array of `u64`; see [`ways`](crate::ways).
+    pub const FLOW_WAYS: &str = "FLOW_WAYS";
+    /// Number of a set to [`PendingSet`](crate::PendingSet), array.
     pub const PENDING: &str = "PENDING";
     /// [`PolicyKey`](crate::PolicyKey) to [`PolicyRow`](crate::PolicyRow), hash.
     pub const POLICY: &str = "POLICY";
@@ -117,7 +118,7 @@ pub mod map {
         PREFIXES,
         REMOTES,
         FLOWS,
-        OVERFLOWED,
+        FLOW_WAYS,
         PENDING,
         POLICY,
         POLICY_RULES,

@@ -9,7 +9,7 @@ use std::{
 use podwire_abi::{
     Address, Be32, CHANGING, EthernetPair, FLOW_SEED, FLOWS_MASK, IpcacheEntry, Mac, NodeConfig,
     NodeState, PENDING_MASK, PolicyRef, SLOT_MASK, Slot, Verdict, identity, map, slot_flag,
-    slot_mask,
+    slot_mask, ways,
 };
 use podwire_bpf::{Array, AttachMode, Loader, Object, Program, Removal};
 
@@ -175,7 +175,7 @@ impl Datapath {
             .max_entries(map::IPCACHE, addresses)
             .max_entries(map::PREFIXES, options.remotes)
             .max_entries(map::FLOWS, flow_sets)
-            .max_entries(map::OVERFLOWED, flow_sets.div_ceil(u64::BITS))
+            .max_entries(map::FLOW_WAYS, flow_sets.div_ceil(ways::SETS))
             .max_entries(map::PENDING, pending_sets)
             .max_entries(map::POLICY, options.policy_rows)
             .max_entries(map::POLICY_RULES, options.policy_rules)
@@ -198,9 +198,8 @@ impl Datapath {
             ipcache: object.map(map::IPCACHE)?,
             prefixes: object.map(map::PREFIXES)?,
             remotes: object.map(map::REMOTES)?,
-            flows: FlowTable::new(object.map(map::FLOWS)?, seed),
-            overflowed: object.map(map::OVERFLOWED)?,
-            pending: FlowTable::new(object.map(map::PENDING)?, seed),
+            flows: FlowTable::confirmed(object.map(map::FLOWS)?, object.map(map::FLOW_WAYS)?, seed),
+            pending: FlowTable::unconfirmed(object.map(map::PENDING)?, seed),
             policy: object.map(map::POLICY)?,
             policy_rules: object.map(map::POLICY_RULES)?,
             fragments: object.map(map::FRAGMENTS)?,
@@ -208,6 +207,7 @@ impl Datapath {
             flow_events: object.map(map::FLOW_EVENTS)?,
             nat: Nat::open(&options.bpffs)?,
         };
+        tables.flows.mend(grace_period)?;
         let is_mended = halves::mend(&tables)?;
         let (book, is_policy_mended) = policy::restore(&tables)?;
         if is_mended || is_policy_mended {

@@ -19,7 +19,7 @@ pub use self::{
     filter::{FlowDirection, FlowFilter},
     state::{FlowState, Timeout, Timeouts},
     sweep::Sweep,
-    table::{FlowTable, TableEntry},
+    table::{FlowSet, FlowTable},
 };
 use self::{state::idle, sweep::Holders};
 use crate::{error::Result, tables::Tables};

@@ -20,7 +20,7 @@ pub use datapath::{
 };
 pub use error::Error;
 pub use flows::{
-    FlowDirection, FlowFilter, FlowPath, FlowRow, FlowState, FlowTable, Sweep, TableEntry, Timeout,
+    FlowDirection, FlowFilter, FlowPath, FlowRow, FlowSet, FlowState, FlowTable, Sweep, Timeout,
     Timeouts,
 };
 pub use nat::{

@@ -8,8 +8,8 @@ use std::{
 use ipnetwork::IpNetwork;
 use podwire_abi::{
     Address, Counter, FlowEntry, FlowEvent, FragmentKey, FragmentPorts, Hook, IpcacheEntry,
-    METRICS_ENTRIES, Mac, NodeConfig, NodeState, PendingEntry, PolicyKey, PolicyRow, PortRule,
-    Reason, Slot, map, metric_index,
+    METRICS_ENTRIES, Mac, NodeConfig, NodeState, PendingSet, PolicyKey, PolicyRow, PortRule,
+    Reason, Slot, WAYS, map, metric_index,
 };
 use podwire_bpf::{Array, HashMap, LpmTrie, LruHashMap, Map, MappedArray, PerCpuArray};
 
@@ -34,10 +34,8 @@ pub struct Tables {
     pub(crate) ipcache: HashMap<Address, IpcacheEntry>,
     pub(crate) prefixes: LpmTrie<Address, IpcacheEntry>,
     pub(crate) remotes: Array<u64>,
-    pub(crate) flows: FlowTable<FlowEntry>,
-    /// Of the programs alone; here to be counted.
-    pub(crate) overflowed: Array<u64>,
-    pub(crate) pending: FlowTable<PendingEntry>,
+    pub(crate) flows: FlowTable<[FlowEntry; WAYS]>,
+    pub(crate) pending: FlowTable<PendingSet>,
     pub(crate) policy: HashMap<PolicyKey, PolicyRow>,
     pub(crate) policy_rules: Array<PortRule>,
     pub(crate) fragments: LruHashMap<FragmentKey, FragmentPorts>,
@@ -131,9 +129,12 @@ impl Tables {
             ipcache: HashMap::open(folder.join(map::IPCACHE))?,
             prefixes: LpmTrie::open(folder.join(map::PREFIXES))?,
             remotes: Array::open(folder.join(map::REMOTES))?,
-            flows: FlowTable::new(MappedArray::open(folder.join(map::FLOWS))?, seed),
-            overflowed: Array::open(folder.join(map::OVERFLOWED))?,
-            pending: FlowTable::new(MappedArray::open(folder.join(map::PENDING))?, seed),
+            flows: FlowTable::confirmed(
+                MappedArray::open(folder.join(map::FLOWS))?,
+                MappedArray::open(folder.join(map::FLOW_WAYS))?,
+                seed,
+            ),
+            pending: FlowTable::unconfirmed(MappedArray::open(folder.join(map::PENDING))?, seed),
             policy: HashMap::open(folder.join(map::POLICY))?,
             policy_rules: Array::open(folder.join(map::POLICY_RULES))?,
             fragments: LruHashMap::open(folder.join(map::FRAGMENTS))?,
@@ -145,13 +146,13 @@ impl Tables {
 
     /// The table of confirmed flows, as it lies in memory.
     #[must_use]
-    pub const fn confirmed(&self) -> &FlowTable<FlowEntry> {
+    pub const fn confirmed(&self) -> &FlowTable<[FlowEntry; WAYS]> {
         &self.flows
     }
 
     /// The table of flows that are not confirmed, as it lies in memory.
     #[must_use]
-    pub const fn unconfirmed(&self) -> &FlowTable<PendingEntry> {
+    pub const fn unconfirmed(&self) -> &FlowTable<PendingSet> {
         &self.pending
     }
 
@@ -185,7 +186,7 @@ impl Tables {
 
     /// In the order of [`map::ALL`].
     fn maps(&self) -> impl Iterator<Item = &Map> {
-        let own = [
+        let first = [
             self.config.as_map(),
             self.slots.as_map(),
             self.links.as_map(),
@@ -193,16 +194,16 @@ impl Tables {
             self.ipcache.as_map(),
             self.prefixes.as_map(),
             self.remotes.as_map(),
-            self.flows.as_map(),
-            self.overflowed.as_map(),
-            self.pending.as_map(),
+        ];
+        let last = [
             self.policy.as_map(),
             self.policy_rules.as_map(),
             self.fragments.as_map(),
             self.metrics.as_map(),
             self.flow_events.as_map(),
         ];
-        own.into_iter().chain(self.nat.maps())
+        let flows = self.flows.maps().chain(self.pending.maps());
+        first.into_iter().chain(flows).chain(last).chain(self.nat.maps())
     }
 
     /// The endpoints, in the order of their slots.

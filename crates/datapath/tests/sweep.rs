@@ -13,7 +13,7 @@ use podwire_datapath::{
     Datapath, FlowDirection, FlowFilter, FlowPath, FlowState, FlowTable, Options, Tables, Timeout,
     Timeouts,
     abi::{
-        Address, Be16, Flow, FlowEntry, FlowKey, NodeState, Pending, Protocol, Slot, Verdict,
+        Address, Be16, Flow, FlowEntry, FlowKey, NodeState, Pending, Protocol, Slot, Verdict, WAYS,
         direction, map, recent, tcp_seen, verdict_flag,
     },
 };
@@ -79,7 +79,7 @@ impl Maps {
         entries.map(|(key, _)| key)
     }
 
-    fn flows(&self) -> &FlowTable<FlowEntry> {
+    fn flows(&self) -> &FlowTable<[FlowEntry; WAYS]> {
         self.tables.confirmed()
     }
 

@@ -15,9 +15,10 @@ use aya_ebpf::{btf_maps::lpm_trie, programs::TcContext};
 pub use entries::{count, note};
 use entries::{event, remember};
 use podwire_abi::{
-    Address, Flow, FlowEvent, FlowKey, IpcacheEntry, NodeState, PortRule, Protocol, Reason, Slot,
-    Verdict, direction, fold, identity, place_of, slot_flag, tag, verdict_flag,
+    Address, FlowEvent, FlowHash, FlowKey, IpcacheEntry, NodeState, PortRule, Protocol, Reason,
+    Slot, Verdict, direction, fold, identity, place_of, slot_flag, tag, verdict_flag,
 };
+use table::hash_conversation;
 pub use table::{Found, Sides};
 
 use crate::{
@@ -65,7 +66,7 @@ impl Key {
 
     /// What is known of the flow, if it is confirmed.
     #[inline(always)]
-    pub fn confirmed(&self) -> Option<Found<Flow>> {
+    pub fn confirmed(&self) -> Option<Found> {
         table::likely_confirmed(self.as_flow_key())
     }
 
@@ -76,8 +77,15 @@ impl Key {
     }
 }
 
-/// What is to become of the packet: by its flow, if that is known, or decided anew. `is_new` says that its flow was
-/// looked for among the confirmed ones before, in vain.
+/// What is to become of a packet.
+pub enum Judged {
+    /// Its flow says it.
+    Known(Verdict),
+    /// [`decide`] is to say it: what it is asked is written down.
+    Asked(About),
+}
+
+/// What is to become of the packet: by its flow, if that is known, or decided anew.
 #[inline(always)]
 pub fn judge(
     ctx: &TcContext,
@@ -85,8 +93,27 @@ pub fn judge(
     direction: u8,
     slot: u32,
     own: &Slot,
-    mut is_new: bool,
 ) -> Result<Verdict, Drop> {
+    match look(ctx, packet, direction, slot, own, false)? {
+        Judged::Known(verdict) => Ok(verdict),
+        Judged::Asked(about) => match decide(about) {
+            number @ 0..256 => Err(Drop(verdict::reason(number as u8))),
+            word => Ok(Verdict(word)),
+        },
+    }
+}
+
+/// Looks for the packet's flow, and else asks what is to become of it. `is_new` says that its flow was looked for
+/// among the confirmed ones before, in vain.
+#[inline(always)]
+pub fn look(
+    ctx: &TcContext,
+    packet: &Packet,
+    direction: u8,
+    slot: u32,
+    own: &Slot,
+    mut is_new: bool,
+) -> Result<Judged, Drop> {
     let key = Key::of(packet, direction, slot);
     if !is_new && matches!(packet.kind, Kind::Within | Kind::Echo) {
         if let Some(Found { value: flow, verdict }) = key.confirmed() {
@@ -99,33 +126,27 @@ pub fn judge(
                 if packet.shown & !unsafe { (*flow).tcp() } != 0
                     && let Some(scratch) = ask(ctx, packet, direction, &key)
                 {
+                    hash_conversation(&mut scratch.question.sides);
                     note(&scratch.question);
                 }
-                return Ok(verdict);
+                return Ok(Judged::Known(verdict));
             }
         } else {
             is_new = true;
         }
     }
     let scratch = ask(ctx, packet, direction, &key).ok_or(Drop(Reason::Unchangeable))?;
-    let question = &scratch.question;
-    let word = if question.kind == Kind::Error {
-        scratch.quoted = Sides { ..question.sides };
-        let transport = packet.transport as u64;
-        let quoted = &mut scratch.quoted;
-        let about = match packet::quoted_flow(ctx, transport, &mut quoted.key, &quoted.local) {
-            0 => ABOUT_NOTHING,
-            _ => ABOUT_A_FLOW,
-        };
-        decide(question, quoted, about)
-    } else {
-        let about = if is_new { ABOUT_A_NEW_ONE } else { ABOUT_ITSELF };
-        decide(question, &question.sides, about)
-    };
-    match word {
-        number @ 0..256 => Err(Drop(verdict::reason(number as u8))),
-        word => Ok(Verdict(word)),
+    if packet.kind != Kind::Error {
+        return Ok(Judged::Asked(if is_new { ABOUT_A_NEW_ONE } else { ABOUT_ITSELF }));
     }
+    let Scratch { question, quoted, .. } = scratch;
+    quoted.key = question.sides.key;
+    quoted.local = question.sides.local;
+    let transport = packet.transport as u64;
+    Ok(Judged::Asked(match packet::quoted_flow(ctx, transport, &mut quoted.key, &quoted.local) {
+        0 => ABOUT_NOTHING,
+        _ => ABOUT_A_FLOW,
+    }))
 }
 
 /// Writes the question down where the functions that are asked can read it.
@@ -136,7 +157,7 @@ fn ask(ctx: &TcContext, packet: &Packet, direction: u8, key: &Key) -> Option<&'s
     // SAFETY: this CPU's own memory, which nobody else uses before this program ends.
     let scratch = unsafe { &mut *scratch };
     scratch.question = Question {
-        sides: Sides { key: *key.as_flow_key(), local: local.address() },
+        sides: Sides { key: *key.as_flow_key(), local: local.address(), hash: FlowHash(0) },
         len: ctx.len(),
         shown: packet.shown,
         kind: packet.kind,
@@ -240,29 +261,31 @@ enum Known {
 }
 
 /// What flow a packet is about: its own, for an ICMP error that of the packet it quotes, or none.
-const ABOUT_ITSELF: u64 = 0;
-const ABOUT_A_FLOW: u64 = 1;
-const ABOUT_NOTHING: u64 = 2;
+pub type About = u64;
+const ABOUT_ITSELF: About = 0;
+const ABOUT_A_FLOW: About = 1;
+const ABOUT_NOTHING: About = 2;
 /// Its own, which is not among the confirmed ones.
-const ABOUT_A_NEW_ONE: u64 = 3;
+const ABOUT_A_NEW_ONE: About = 3;
 
-/// Decides anew: the verdict's word, or a reason to drop, which is less than 256. `sides` are those of the
-/// flow that the packet is about.
+/// Decides anew about the question that is written down: the verdict's word, or a reason to drop, which is less than 256.
 ///
 /// A global function to the kernel, which verifies it once and by itself, and not with all that leads to it.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn decide(question: *const Question, sides: *const Sides, about: u64) -> u64 {
-    // SAFETY: the only caller has them in memory of its own; the kernel does not know that they are never null.
-    let (Some(question), Some(sides)) = (unsafe { question.as_ref() }, unsafe { sides.as_ref() })
-    else {
-        return Reason::Unchangeable as u64;
-    };
+pub extern "C" fn decide(about: About) -> u64 {
+    let Some(scratch) = SCRATCH.get_ptr_mut(0) else { return Reason::Unchangeable as u64 };
+    // SAFETY: this CPU's own memory, which nobody else uses before this program ends.
+    let Scratch { question, quoted, .. } = unsafe { &mut *scratch };
     event(FlowEvent::Judged);
     let mut known = Known::Nothing;
-    let word = settle(question, sides, about, &mut known);
+    if question.kind == Kind::Error {
+        hash_conversation(quoted);
+        return settle(question, quoted, about, &mut known);
+    }
+    hash_conversation(&mut question.sides);
+    let word = settle(question, &question.sides, about, &mut known);
     if word >= 256
-        && question.kind != Kind::Error
         && let Some(state) = STATE.get(0)
     {
         remember(question, known, Verdict(word), state);
@@ -339,13 +362,14 @@ fn find(sides: &Sides, about: u64, kind: Kind, own: &Slot, peer: &Peer) -> (Know
         return found;
     }
     let peer = match peer.slot {
+        _ if kind == Kind::Echo => table::OWN_KEY,
         Some(_) if key.direction == direction::SENT => u64::from(peer.number),
-        _ => u64::MAX,
+        _ => table::NO_SLOT,
     };
     const PENDING: u64 = Known::Pending as u64;
     const TURNED: u64 = Known::Turned as u64;
     const MIRRORED: u64 = Known::Mirrored as u64;
-    let known = match table::search_conversation(sides, u64::from(kind == Kind::Echo), peer) {
+    let known = match table::search_conversation(sides, peer) {
         PENDING => Known::Pending,
         TURNED => Known::Turned,
         MIRRORED => Known::Mirrored,

@@ -13,7 +13,8 @@ use podwire_abi::{
 use crate::{
     maps::{IPCACHE, SLOTS},
     packet::{
-        Bytes, ETH_LEN, Frame, IPV4_LEN, Packet, read_u8, read_u16, write_u8, write_u16, write_u32,
+        Bytes, ETH_IPV4, ETH_LEN, Frame, IPV4_LEN, IPV6_LEN, Words, read_u8, read_u16, read_u32,
+        read_u64, write_u8, write_u16, write_u32,
     },
     verdict::{Drop, Outcome, Verdict},
 };
@@ -48,12 +49,11 @@ fn to_stack(frame: Frame, config: &NodeConfig, reason: Reason) -> Outcome {
     Ok(Verdict::redirected(action, reason))
 }
 
-/// Where what an endpoint sends goes, by the verdict on it.
+/// Where an IP packet that an endpoint sends goes, by the verdict on it.
 #[inline(always)]
 pub fn send(
     ctx: &TcContext,
     frame: Frame,
-    packet: &Packet,
     own: &Slot,
     config: &NodeConfig,
     verdict: FlowVerdict,
@@ -61,18 +61,22 @@ pub fn send(
     if verdict.has(verdict_flag::TO_STACK) {
         return by_stack(frame, own, config, verdict);
     }
-    match SLOTS.get(verdict.peer_slot()) {
-        Some(peer) if packet.destination.is_of(peer) => {
-            if packet.hops <= 1 {
-                return to_stack(frame, config, Reason::ToStackExpired);
-            }
-            // Both families' headers are longer than IPv4's, which is all that an IPv4 packet need have.
-            let is_ipv4 = packet.destination.is_ipv4();
-            let bytes = frame.at::<0, { ETH_LEN + IPV4_LEN }>()?;
-            deliver_routed(ctx, bytes, is_ipv4, peer)
-        }
-        _ => Err(Drop(Reason::StaleEndpoint)),
+    let peer = SLOTS.get(verdict.peer_slot()).ok_or(Drop(Reason::StaleEndpoint))?;
+    // Both families' headers are longer than IPv4's, which is all that an IPv4 packet need have.
+    let bytes = frame.at::<0, { ETH_LEN + IPV4_LEN }>()?;
+    let (destination, hops) = if read_u16::<12>(bytes) == ETH_IPV4.to_be() {
+        (Words::from_ipv4(read_u32::<30>(bytes)), read_u8::<22>(bytes))
+    } else {
+        let bytes = frame.at::<0, { ETH_LEN + IPV6_LEN }>()?;
+        (Words([read_u64::<38>(bytes), read_u64::<46>(bytes)]), read_u8::<21>(bytes))
+    };
+    if !destination.is_of(peer) {
+        return Err(Drop(Reason::StaleEndpoint));
     }
+    if hops <= 1 {
+        return to_stack(frame, config, Reason::ToStackExpired);
+    }
+    deliver_routed(ctx, bytes, destination.is_ipv4(), peer)
 }
 
 /// What an endpoint sends goes by the host stack: as if `podwire_host` had received it, or by the

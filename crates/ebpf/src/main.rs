@@ -32,6 +32,7 @@ use podwire_abi::{Address, Hook, MARK_DECIDED, NodeConfig, Reason, Slot, directi
 
 use crate::{
     fast::Looked,
+    flow::Judged,
     packet::{ETH_ARP, ETH_IPV4, ETH_IPV6, ETH_LEN, Frame, Packet},
     verdict::{Drop, Outcome, Verdict},
 };
@@ -80,17 +81,25 @@ fn judge_from_container(ctx: &TcContext) -> Outcome {
         Err(looked) => looked,
     };
     let skb = ctx.skb.skb;
-    if looked != Looked::Unusual && slot.flags & slot_flag::CHAINED == 0 {
-        return verdict::of_word(judge_ordinary(skb, number, looked as u32));
+    let mut word = if looked != Looked::Unusual && slot.flags & slot_flag::CHAINED == 0 {
+        look_at_ordinary(skb, number, looked as u32)
+    } else {
+        match read_sent(skb, number) {
+            READ => look_at_read(skb, number),
+            word => return verdict::of_word(word),
+        }
+    };
+    if word >= ASKED {
+        word = flow::decide(word - ASKED);
     }
-    match read_sent(skb, number) {
-        READ => verdict::of_word(judge_read(skb, number)),
-        word => verdict::of_word(word),
+    match word {
+        number @ 0..256 => Err(Drop(verdict::reason(number as u8))),
+        word => verdict::of_word(send(skb, number, word)),
     }
 }
 
-// What an endpoint sends and the fast path has no answer for. These are global functions to the kernel, which verifies
-// them once and by themselves; without them the fast path is short, and what it has at hand stays in registers.
+// What an endpoint sends and the fast path has no answer for, step by step. These are global functions to the kernel, which
+// verifies them once and by themselves; without them the fast path is short, and what it has at hand stays in registers.
 
 /// A packet has been read into this CPU's `SCRATCH`. No outcome has this word.
 const READ: u64 = u64::MAX;
@@ -143,45 +152,57 @@ fn try_read_sent(ctx: &TcContext, number: u32, packet: &mut Packet) -> Result<()
     packet.read_ports(ctx, frame).map_err(Err)
 }
 
-/// Judges what [`read_sent`] has read.
+/// From here on words stand for what [`flow::decide`] is asked, and not for what it answers: no ticket is that late.
+const ASKED: u64 = u64::MAX << 8;
+
+/// The verdict's word by what is known of a packet's flow, or what [`flow::decide`] is asked, above [`ASKED`]; or a reason to
+/// drop. The packet is the one that [`read_sent`] has read.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn judge_read(skb: *mut __sk_buff, number: u32) -> u64 {
+pub extern "C" fn look_at_read(skb: *mut __sk_buff, number: u32) -> u64 {
     let Some(scratch) = maps::SCRATCH.get_ptr_mut(0) else { return Reason::Unchangeable as u64 };
     // SAFETY: this CPU's own memory, which nobody else uses before this program ends.
     let packet = unsafe { &(*scratch).packet };
-    let ctx = TcContext::new(skb);
-    verdict::to_word(judge_sent(&ctx, Frame::linear(&ctx), packet, number, false))
+    look_at(&TcContext::new(skb), packet, number, false)
 }
 
-/// Judges an ordinary packet of a flow that is not known or has more to say; `looked` is a number of [`Looked`].
+/// The same of an ordinary packet; `looked` is a number of [`Looked`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn judge_ordinary(skb: *mut __sk_buff, number: u32, looked: u32) -> u64 {
-    let is_new = looked == Looked::InVain as u32;
+pub extern "C" fn look_at_ordinary(skb: *mut __sk_buff, number: u32, looked: u32) -> u64 {
     let ctx = TcContext::new(skb);
-    let frame = Frame::linear(&ctx);
-    let judge = || {
+    let read = || {
         config()?;
-        let packet = fast::read(frame)?;
+        let packet = fast::read(Frame::linear(&ctx))?;
         check_destination(&packet)?;
-        judge_sent(&ctx, frame, &packet, number, is_new)
+        Ok(packet)
     };
-    verdict::to_word(judge())
+    match read() {
+        Ok(packet) => look_at(&ctx, &packet, number, looked == Looked::InVain as u32),
+        Err(Drop(reason)) => reason as u64,
+    }
 }
 
 #[inline(always)]
-fn judge_sent(
-    ctx: &TcContext,
-    frame: Frame,
-    packet: &Packet,
-    number: u32,
-    is_new: bool,
-) -> Outcome {
-    let slot = maps::SLOTS.get(number).ok_or(Drop(Reason::UnknownLink))?;
-    let verdict = flow::judge(ctx, packet, direction::SENT, number, slot, is_new)?;
-    let config = config()?;
-    forward::send(ctx, frame, packet, slot, config, verdict)
+fn look_at(ctx: &TcContext, packet: &Packet, number: u32, is_new: bool) -> u64 {
+    let Some(slot) = maps::SLOTS.get(number) else { return Reason::UnknownLink as u64 };
+    match flow::look(ctx, packet, direction::SENT, number, slot, is_new) {
+        Ok(Judged::Known(verdict)) => verdict.0,
+        Ok(Judged::Asked(about)) => ASKED + about,
+        Err(Drop(reason)) => reason as u64,
+    }
+}
+
+/// Sends the packet where the verdict of that word says.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn send(skb: *mut __sk_buff, number: u32, word: u64) -> u64 {
+    let ctx = TcContext::new(skb);
+    let send = || {
+        let slot = maps::SLOTS.get(number).ok_or(Drop(Reason::UnknownLink))?;
+        forward::send(&ctx, Frame::linear(&ctx), slot, config()?, podwire_abi::Verdict(word))
+    };
+    verdict::to_word(send())
 }
 
 /// Packets to groups and on the link are not routed.
@@ -243,7 +264,7 @@ fn judge_to_container(ctx: &TcContext) -> Outcome {
         return Ok(Verdict::next(Reason::Passed));
     }
     packet.read_ports(ctx, frame)?;
-    flow::judge(ctx, &packet, direction::RECEIVED, number, slot, false)?;
+    flow::judge(ctx, &packet, direction::RECEIVED, number, slot)?;
     Ok(Verdict::next(Reason::Passed))
 }
 
@@ -262,7 +283,7 @@ fn judge_from_host(ctx: &TcContext) -> Outcome {
     let holder = forward::holder(&destination).ok_or(Drop(Reason::UnknownDestination))?;
     let slot = forward::endpoint(holder, &destination)?;
     packet.read_ports(ctx, frame)?;
-    flow::judge(ctx, &packet, direction::RECEIVED, holder.slot, slot, false)?;
+    flow::judge(ctx, &packet, direction::RECEIVED, holder.slot, slot)?;
     forward::deliver_from_stack(ctx, frame, slot)
 }
 

@@ -8,8 +8,8 @@ use aya_ebpf::{
 };
 use podwire_abi::{
     Address, Counter, Flow, FlowEntry, FlowEvent, FlowKey, FragmentKey, FragmentPorts,
-    IpcacheEntry, METRICS_ENTRIES, NatDevice, NatEntry, NatKey, NodeConfig, NodeState, Pending,
-    PendingEntry, PolicyKey, PolicyRow, PortRule, Slot, WAYS,
+    IpcacheEntry, METRICS_ENTRIES, NatDevice, NatEntry, NatKey, NodeConfig, NodeState,
+    PendingEntry, PendingSet, PolicyKey, PolicyRow, PortRule, Slot, WAYS,
 };
 
 use crate::{
@@ -49,10 +49,10 @@ pub static REMOTES: Array<u64, { podwire_abi::REMOTES as usize }> = Array::new()
 pub static FLOWS: Array<[FlowEntry; WAYS], 65536, ALIGNED> = Array::new();
 
 #[btf_map]
-pub static OVERFLOWED: Array<u64, 1024> = Array::new();
+pub static FLOW_WAYS: Array<u64, 16384, ALIGNED> = Array::new();
 
 #[btf_map]
-pub static PENDING: Array<[PendingEntry; WAYS], 16384, ALIGNED> = Array::new();
+pub static PENDING: Array<PendingSet, 16384, ALIGNED> = Array::new();
 
 #[btf_map]
 pub static POLICY: HashMap<PolicyKey, PolicyRow, 65536, GROWS> = HashMap::new();
@@ -77,7 +77,7 @@ pub struct Scratch {
     pub question: Question,
     /// The flow that an ICMP error is about.
     pub quoted: Sides,
-    pub pending: Pending,
+    pub pending: PendingEntry,
     pub there: Flow,
     pub back: Flow,
     pub there_key: FlowKey,

@@ -159,7 +159,7 @@ pub fn flow(key: &FlowKey, flow: &abi::Flow) -> Option<model::Flow> {
 
 /// `None` if it is none that a program may write.
 pub fn pending(key: &FlowKey, pending: &abi::Pending) -> Option<model::Pending> {
-    let (own, other) = shown(pending.tcp).filter(|_| pending.moving == 0)?;
+    let (own, other) = shown(pending.tcp)?;
     Some(model::Pending {
         word: word(key, pending.verdict)?,
         seen: pending.seen,

@@ -52,6 +52,17 @@ impl Key {
     }
 }
 
+impl Key {
+    /// Which of two keys of a conversation counts: the one whose first eight bytes are less, read as a number of
+    /// a little-endian machine.
+    pub fn rank(self) -> u64 {
+        let [[a, b], [c, d]] = [self.port, self.peer.1].map(u16::to_be_bytes);
+        let [slot, slot_high, ..] = self.slot.to_le_bytes();
+        let way = u8::from(self.way == Way::Received);
+        u64::from_le_bytes([slot, slot_high, self.protocol, way, a, b, c, d])
+    }
+}
+
 /// What was decided about a direction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Word {

@@ -119,19 +119,22 @@ impl Node {
         {
             return Origin::Confirmed(flow.word);
         }
-        if self.pending(key).is_some() {
-            return Origin::Begun;
-        }
         let by_stack = key.by_stack();
         let straight = peer.endpoint.map(|(number, _)| key.straight(number, local));
         let straight = straight.filter(|_| key.way == Way::Sent);
-        for began in [Some(by_stack), straight].into_iter().flatten() {
-            fate.flows.insert(began);
-            if !asks && self.pending(began).is_some() {
-                return Origin::Answered(began);
-            }
+        let others = [Some(by_stack), straight].into_iter().flatten();
+        fate.flows.extend(others.clone());
+        // Where both sides have begun at once, they agree on one of the two.
+        let began = others
+            .filter(|_| !asks)
+            .chain([key])
+            .filter(|began| self.pending(*began).is_some())
+            .min_by_key(|began| began.rank());
+        match began {
+            None => Origin::New,
+            Some(began) if began == key => Origin::Begun,
+            Some(began) => Origin::Answered(began),
         }
-        Origin::New
     }
 
     fn word(&self, packet: &Spoken, peer: &Party, origin: Origin, stamp: u64) -> Word {

@@ -5,7 +5,7 @@ use podwire_datapath::{
     FlowTable, Tables,
     abi::{
         Address, CHANGING, Counter, FlowEntry, FragmentKey, FragmentPorts, IpcacheEntry,
-        NodeConfig, NodeState, PendingEntry, PolicyKey, PolicyRow, PortRule, Slot, map,
+        NodeConfig, NodeState, PendingSet, PolicyKey, PolicyRow, PortRule, Slot, WAYS, map,
         remote_place,
     },
 };
@@ -19,7 +19,7 @@ pub struct Maps {
     pub ipcache: HashMap<Address, IpcacheEntry>,
     pub prefixes: LpmTrie<Address, IpcacheEntry>,
     pub remotes: Array<u64>,
-    pub overflowed: Array<u64>,
+    pub flow_ways: Array<u64>,
     pub policy: HashMap<PolicyKey, PolicyRow>,
     pub policy_rules: Array<PortRule>,
     pub fragments: LruHashMap<FragmentKey, FragmentPorts>,
@@ -50,7 +50,7 @@ impl Maps {
             ipcache: open(map::IPCACHE),
             prefixes: open(map::PREFIXES),
             remotes: open(map::REMOTES),
-            overflowed: open(map::OVERFLOWED),
+            flow_ways: open(map::FLOW_WAYS),
             policy: open(map::POLICY),
             policy_rules: open(map::POLICY_RULES),
             fragments: open(map::FRAGMENTS),
@@ -60,11 +60,11 @@ impl Maps {
         }
     }
 
-    pub fn flows(&self) -> &FlowTable<FlowEntry> {
+    pub fn flows(&self) -> &FlowTable<[FlowEntry; WAYS]> {
         self.tables.confirmed()
     }
 
-    pub fn pending(&self) -> &FlowTable<PendingEntry> {
+    pub fn pending(&self) -> &FlowTable<PendingSet> {
         self.tables.unconfirmed()
     }
 

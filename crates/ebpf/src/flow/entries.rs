@@ -1,10 +1,8 @@
 //! The entries of flows: how they begin, are confirmed, counted, and end.
 
-use core::intrinsics::{AtomicOrdering::SeqCst, atomic_xchg};
-
 use podwire_abi::{
-    Address, Flow, FlowEvent, FlowKey, NodeState, Pending, Protocol, Verdict, direction, recent,
-    tcp_seen, verdict_flag,
+    Address, Flow, FlowEvent, FlowKey, NodeState, PendingEntry, Protocol, Verdict, direction,
+    recent, tcp_seen, verdict_flag,
 };
 
 use super::{
@@ -23,7 +21,7 @@ pub(super) fn remember(question: &Question, known: Known, verdict: Verdict, stat
         Known::Nothing => begin(question, verdict, state),
         Known::Flow => {
             let Some(found) = table::confirmed(&question.sides.key) else { return };
-            table::replace_verdict(found.value.cast(), found.verdict, verdict);
+            table::exchange(found.value.cast(), found.verdict, verdict);
             count(found.value, question.len, state);
             // SAFETY: an aligned word of a live map value.
             if question.shown & !unsafe { (*found.value).tcp() } != 0 {
@@ -42,23 +40,21 @@ fn begin(question: &Question, verdict: Verdict, state: &NodeState) {
         && let Some(found) = table::confirmed(&question.sides.key)
     {
         table::forget_confirmed(&other(&question.sides.key, found.verdict, question.sides.local));
-        table::replace_verdict(found.value.cast(), found.verdict, Verdict::FREE);
+        table::forget_confirmed(&question.sides.key);
     }
     let Some(scratch) = SCRATCH.get_ptr_mut(0) else { return };
     // SAFETY: this CPU's own memory, which nobody else uses before this program ends.
     let pending = unsafe { &mut (*scratch).pending };
-    *pending = Pending {
-        verdict,
-        seen: state.seconds,
+    *pending = PendingEntry {
+        key: question.sides.key,
         created: state.seconds,
         tcp: question.shown,
-        moving: 0,
         packets: 1,
         bytes: question.len.into(),
         reply_packets: 0,
         reply_bytes: 0,
     };
-    match table::put_unconfirmed(&question.sides.key, &question.sides, pending) {
+    match table::put_unconfirmed(&question.sides, pending, state.seconds, verdict) {
         Put::Kept => event(FlowEvent::Began),
         Put::Evicting => {
             event(FlowEvent::Began);
@@ -82,14 +78,14 @@ fn go_on(question: &Question, known: Known, verdict: Verdict, state: &NodeState)
         _ => question.sides.key,
     };
     let Some(found) = table::unconfirmed(&scratch.there_key, &question.sides) else { return };
-    let pending = found.value;
+    let pending = found.entry();
     let is_reply = verdict.has(verdict_flag::REPLY);
     let shown = if is_reply { question.shown << tcp_seen::PEER } else { question.shown };
     let len = u64::from(question.len);
     // SAFETY: aligned words of a live map value; two CPUs that write the time write the same, or nearly,
     // and the rest is added atomically.
     let before = unsafe {
-        (*pending).seen = state.seconds;
+        found.seen().write_volatile(state.seconds);
         let before = (*pending).tcp;
         if shown & !before != 0 {
             atomic_or(&raw mut (*pending).tcp, shown);
@@ -98,7 +94,7 @@ fn go_on(question: &Question, known: Known, verdict: Verdict, state: &NodeState)
             atomic_add(&raw mut (*pending).reply_packets, 1);
             atomic_add(&raw mut (*pending).reply_bytes, len);
         } else {
-            table::replace_verdict(pending.cast(), found.verdict, verdict);
+            found.replace_verdict(verdict);
             atomic_add(&raw mut (*pending).packets, 1);
             atomic_add(&raw mut (*pending).bytes, len);
         }
@@ -114,18 +110,20 @@ fn go_on(question: &Question, known: Known, verdict: Verdict, state: &NodeState)
         is_reply
     };
     // SAFETY: an aligned word of a live map value.
-    let moving = unsafe { &raw mut (*pending).moving };
+    let tcp = unsafe { &raw mut (*pending).tcp };
     // SAFETY: as above. One CPU moves it.
-    if !is_confirmed || unsafe { atomic_xchg::<u32, { SeqCst }>(moving, 1) } != 0 {
+    if !is_confirmed || unsafe { atomic_or(tcp, PendingEntry::MOVING) } & PendingEntry::MOVING != 0
+    {
         return;
     }
     let last = if is_reply { found.verdict } else { verdict };
-    let is_moved = table::is_still(&Found { verdict: last, ..found }, &scratch.there_key)
-        // SAFETY: a live map value of plain numbers.
-        && confirm(question, scratch, unsafe { &*pending }, known, last, verdict);
+    // SAFETY: a live map value of plain numbers.
+    let (sums, seen) = unsafe { (&*pending, found.seen().read_volatile()) };
+    let is_moved = found.is_still(&scratch.there_key, last)
+        && confirm(question, scratch, sums, seen, known, last, verdict);
     if !is_moved {
         // SAFETY: as above.
-        unsafe { moving.write_volatile(0) };
+        unsafe { atomic_and(tcp, !PendingEntry::MOVING) };
     }
 }
 
@@ -135,14 +133,15 @@ fn go_on(question: &Question, known: Known, verdict: Verdict, state: &NodeState)
 fn confirm(
     question: &Question,
     scratch: &mut Scratch,
-    sums: &Pending,
+    sums: &PendingEntry,
+    seen: u32,
     known: Known,
     began: Verdict,
     verdict: Verdict,
 ) -> bool {
     let Scratch { there, back, there_key, back_key, .. } = scratch;
     // A reset after which both sides go on was none; the next one may be.
-    let tcp = sums.tcp & !(tcp_seen::RST | tcp_seen::RST << tcp_seen::PEER);
+    let tcp = sums.tcp & 0xffff & !(tcp_seen::RST | tcp_seen::RST << tcp_seen::PEER);
     let verdict_back;
     if known == Known::Pending {
         *back_key = other(there_key, began, question.sides.local);
@@ -156,7 +155,7 @@ fn confirm(
         recent: 0,
         packets_and_tcp: 0,
         bytes: sums.bytes,
-        seen: sums.seen,
+        seen,
         created: sums.created,
     }
     .with(sums.packets, tcp);
@@ -165,7 +164,7 @@ fn confirm(
         recent: 0,
         packets_and_tcp: 0,
         bytes: sums.reply_bytes,
-        seen: sums.seen,
+        seen,
         created: sums.created,
     }
     .with(sums.reply_packets, tcp_seen::turned(tcp));
@@ -257,24 +256,20 @@ pub extern "C" fn note(question: *const Question) -> u64 {
         other_bytes = others.bytes + recent_bytes;
     }
     let is_reply = verdict.has(verdict_flag::REPLY);
-    *pending = Pending {
-        verdict: if is_reply { other_verdict } else { verdict },
-        seen: own.seen,
+    *pending = PendingEntry {
+        key: if is_reply { *other_key } else { question.sides.key },
         created: own.created,
         tcp,
-        moving: 0,
         packets: if is_reply { other_packets } else { packets },
         bytes: if is_reply { other_bytes } else { bytes },
         reply_packets: if is_reply { packets } else { other_packets },
         reply_bytes: if is_reply { bytes } else { other_bytes },
     };
     // Only the direction that began it knows what was decided about it.
-    let put = if !is_reply {
-        table::put_unconfirmed(&question.sides.key, &question.sides, pending)
-    } else if others.is_null() {
-        Put::Kept
-    } else {
-        table::put_unconfirmed(other_key, &question.sides, pending)
+    let began = if is_reply { other_verdict } else { verdict };
+    let put = match is_reply && others.is_null() {
+        true => Put::Kept,
+        false => table::put_unconfirmed(&question.sides, pending, own.seen, began),
     };
     match put {
         Put::Kept => {}
@@ -282,9 +277,9 @@ pub extern "C" fn note(question: *const Question) -> u64 {
         Put::NoRoom | Put::Raced => event(FlowEvent::Unkept),
     }
     if !others.is_null() {
-        table::replace_verdict(others.cast(), other_verdict, Verdict::FREE);
+        table::forget_confirmed(other_key);
     }
-    table::replace_verdict(flow.cast(), verdict, Verdict::FREE);
+    table::forget_confirmed(&question.sides.key);
     event(FlowEvent::Ended);
     0
 }
@@ -346,8 +341,17 @@ unsafe fn atomic_take(word: *mut u64) -> u64 {
 /// # Safety
 /// As of [`atomic_add`].
 #[inline(always)]
-unsafe fn atomic_or(word: *mut u32, bits: u32) {
-    use core::intrinsics::AtomicOrdering::Relaxed;
+unsafe fn atomic_or(word: *mut u32, bits: u32) -> u32 {
+    use core::intrinsics::AtomicOrdering::SeqCst;
     // SAFETY: the caller's promise.
-    unsafe { core::intrinsics::atomic_or::<u32, u32, { Relaxed }>(word, bits) };
+    unsafe { core::intrinsics::atomic_or::<u32, u32, { SeqCst }>(word, bits) }
+}
+
+/// # Safety
+/// As of [`atomic_add`].
+#[inline(always)]
+unsafe fn atomic_and(word: *mut u32, bits: u32) {
+    use core::intrinsics::AtomicOrdering::SeqCst;
+    // SAFETY: the caller's promise.
+    unsafe { core::intrinsics::atomic_and::<u32, u32, { SeqCst }>(word, bits) };
 }

@@ -12,16 +12,16 @@
 
 use core::{
     arch::asm,
-    intrinsics::{AtomicOrdering::SeqCst, atomic_cxchg, atomic_or, atomic_xchg},
+    intrinsics::{AtomicOrdering::SeqCst, atomic_and, atomic_cxchg, atomic_or, atomic_xchg},
 };
 
 use podwire_abi::{
-    Address, Flow, FlowEntry, FlowHash, FlowKey, HashSeed, NodeState, Pending, PendingEntry,
-    Verdict, WAYS, fold, tag,
+    Address, Flow, FlowEntry, FlowHash, FlowKey, HashSeed, PendingEntry, PendingSet, Verdict, WAYS,
+    fold, tag, ways,
 };
 
 use super::Known;
-use crate::maps::{FLOWS, OVERFLOWED, PENDING, SLOTS, STATE};
+use crate::maps::{FLOW_WAYS, FLOWS, PENDING, SLOTS, STATE};
 
 /// See `podwire_abi::FLOWS_MASK`.
 #[unsafe(no_mangle)]
@@ -51,29 +51,21 @@ pub enum Unconfirmed {}
 
 /// What differs between the tables.
 pub trait Table {
-    type Value;
-    type Entry;
-
-    /// Whether a flow has one set, and takes the place of whoever was idle for longest when that is full; or else
-    /// a second one.
-    const EVICTS: bool;
+    type Set;
 
     fn mask() -> u32;
 
-    fn set(number: u32) -> Option<*mut Self::Entry>;
+    fn set(number: u32) -> Option<*mut Self::Set>;
 
-    /// When the flow had its last packet.
-    ///
-    /// # Safety
-    /// It must be of a live entry.
-    unsafe fn seen(value: *const Self::Value) -> u32;
+    /// Where the verdict of an entry is.
+    fn verdict(set: *mut Self::Set, way: usize) -> *mut Verdict;
+
+    /// Where an entry begins, with its key.
+    fn entry(set: *mut Self::Set, way: usize) -> *mut u64;
 }
 
 impl Table for Confirmed {
-    type Value = Flow;
-    type Entry = FlowEntry;
-
-    const EVICTS: bool = false;
+    type Set = FlowEntry;
 
     #[inline(always)]
     fn mask() -> u32 {
@@ -87,17 +79,20 @@ impl Table for Confirmed {
     }
 
     #[inline(always)]
-    unsafe fn seen(value: *const Flow) -> u32 {
-        // SAFETY: the caller's promise.
-        unsafe { (*value).seen }
+    fn verdict(set: *mut FlowEntry, way: usize) -> *mut Verdict {
+        // SAFETY: an entry is its key and a value, which begins with its verdict.
+        unsafe { Self::entry(set, way).add(KEY_WORDS).cast() }
+    }
+
+    #[inline(always)]
+    fn entry(set: *mut FlowEntry, way: usize) -> *mut u64 {
+        // SAFETY: a set has as many entries as there are ways.
+        unsafe { set.add(way & (WAYS - 1)).cast() }
     }
 }
 
 impl Table for Unconfirmed {
-    type Value = Pending;
-    type Entry = PendingEntry;
-
-    const EVICTS: bool = true;
+    type Set = PendingSet;
 
     #[inline(always)]
     fn mask() -> u32 {
@@ -106,26 +101,83 @@ impl Table for Unconfirmed {
     }
 
     #[inline(always)]
-    fn set(number: u32) -> Option<*mut PendingEntry> {
-        PENDING.get_ptr_mut(number).map(|set| set.cast())
+    fn set(number: u32) -> Option<*mut PendingSet> {
+        PENDING.get_ptr_mut(number)
     }
 
     #[inline(always)]
-    unsafe fn seen(value: *const Pending) -> u32 {
-        // SAFETY: the caller's promise.
-        unsafe { (*value).seen }
+    fn verdict(set: *mut PendingSet, way: usize) -> *mut Verdict {
+        // SAFETY: as of a confirmed flow's entry.
+        unsafe { (&raw mut (*set).verdicts).cast::<Verdict>().add(way & (WAYS - 1)) }
+    }
+
+    #[inline(always)]
+    fn entry(set: *mut PendingSet, way: usize) -> *mut u64 {
+        // SAFETY: as of a confirmed flow's entry.
+        unsafe { (&raw mut (*set).entries).cast::<PendingEntry>().add(way & (WAYS - 1)).cast() }
     }
 }
 
-/// What is known of a flow: where it is, and what its verdict was when it was found.
-pub struct Found<V> {
-    pub value: *mut V,
+/// A confirmed flow, and what its verdict was when it was found.
+pub struct Found {
+    pub value: *mut Flow,
     pub verdict: Verdict,
+}
+
+/// Another.
+pub struct FoundPending {
+    set: *mut PendingSet,
+    way: usize,
+    pub verdict: Verdict,
+}
+
+impl FoundPending {
+    #[inline(always)]
+    pub fn entry(&self) -> *mut PendingEntry {
+        Unconfirmed::entry(self.set, self.way).cast()
+    }
+
+    /// Where it stands when the flow had its last packet.
+    #[inline(always)]
+    pub fn seen(&self) -> *mut u32 {
+        seen(self.set, self.way)
+    }
+
+    /// Writes another verdict, if it still is what it was.
+    #[inline(always)]
+    pub fn replace_verdict(&self, verdict: Verdict) -> bool {
+        exchange(Unconfirmed::verdict(self.set, self.way), self.verdict, verdict)
+    }
+
+    /// Whether the entry is still that flow's, and has that verdict.
+    #[inline(always)]
+    pub fn is_still(&self, key: &FlowKey, verdict: Verdict) -> bool {
+        holds::<Unconfirmed>(self.set, self.way, verdict, key)
+    }
+}
+
+#[inline(always)]
+fn seen(set: *mut PendingSet, way: usize) -> *mut u32 {
+    // SAFETY: there are as many as there are ways.
+    unsafe { (&raw mut (*set).seen).cast::<u32>().add(way & (WAYS - 1)) }
+}
+
+#[inline(always)]
+fn hash_at(set: *mut PendingSet, way: usize) -> *mut u32 {
+    // SAFETY: there are as many as there are ways.
+    unsafe { (&raw mut (*set).hashes).cast::<u32>().add(way & (WAYS - 1)) }
+}
+
+/// Whether the entry may be that of a flow with this hash, as almost no other flow's may.
+#[inline(always)]
+fn may_be(set: *mut PendingSet, way: usize, hash: FlowHash) -> bool {
+    // SAFETY: an aligned word of a live map value.
+    unsafe { hash_at(set, way).read_volatile() == hash.rest() }
 }
 
 /// A flow goes into its second set if the first has as many, and the second fewer: most are found where they are
 /// looked for first, and yet a table that is half full has room for everybody.
-const CROWDED: u32 = 6;
+const CROWDED: u64 = 6;
 
 /// Words of a key, and the place of the verdict behind it.
 const KEY_WORDS: usize = 3;
@@ -141,27 +193,33 @@ fn words(key: &FlowKey) -> &[u64; KEY_WORDS] {
 
 /// What is known of a flow, if it is confirmed: the likeliest place is looked at here, and so mostly only that.
 #[inline(always)]
-pub fn likely_confirmed(key: &FlowKey) -> Option<Found<Flow>> {
+pub fn likely_confirmed(key: &FlowKey) -> Option<Found> {
     let hash = FlowHash::new(seed(), *words(key));
     let set = Confirmed::set(hash.first_set(Confirmed::mask()))?;
-    let entry = entry_of::<Confirmed>(set, hash.way());
-    let verdict = read::<Confirmed>(entry);
-    if holds::<Confirmed>(entry, verdict, key) {
-        return Some(Found { value: value_of::<Confirmed>(entry), verdict });
-    }
-    confirmed(key)
+    found(set, hash.way(), key).or_else(|| confirmed(key))
 }
 
 /// What is known of a flow, if it is confirmed.
 #[inline(always)]
-pub fn confirmed(key: &FlowKey) -> Option<Found<Flow>> {
-    found::<Confirmed>(search_confirmed(key), key)
+pub fn confirmed(key: &FlowKey) -> Option<Found> {
+    let place = Place(search_confirmed(key));
+    found(place.set::<Confirmed>()?, place.way(), key)
+}
+
+#[inline(always)]
+fn found(set: *mut FlowEntry, way: usize, key: &FlowKey) -> Option<Found> {
+    let verdict = read::<Confirmed>(set, way);
+    holds::<Confirmed>(set, way, verdict, key)
+        .then(|| Found { value: Confirmed::verdict(set, way).cast(), verdict })
 }
 
 /// What is known of a flow, if it is not confirmed.
 #[inline(always)]
-pub fn unconfirmed(key: &FlowKey, sides: &Sides) -> Option<Found<Pending>> {
-    found::<Unconfirmed>(search_unconfirmed(key, sides), key)
+pub fn unconfirmed(key: &FlowKey, sides: &Sides) -> Option<FoundPending> {
+    let place = Place(search_unconfirmed(key, sides));
+    let (set, way) = (place.set::<Unconfirmed>()?, place.way());
+    let verdict = read::<Unconfirmed>(set, way);
+    holds::<Unconfirmed>(set, way, verdict, key).then_some(FoundPending { set, way, verdict })
 }
 
 /// Where a conversation that is not confirmed is looked for: each of its keys, and the address of the endpoint that
@@ -170,13 +228,18 @@ pub fn unconfirmed(key: &FlowKey, sides: &Sides) -> Option<Found<Pending>> {
 pub struct Sides {
     pub key: FlowKey,
     pub local: Address,
+    /// What [`hash_conversation`] makes of them.
+    pub hash: FlowHash,
 }
 
-#[inline(always)]
-fn found<T: Table>(place: u64, key: &FlowKey) -> Option<Found<T::Value>> {
-    let entry = Place(place).entry::<T>()?;
-    let verdict = read::<T>(entry);
-    holds::<T>(entry, verdict, key).then(|| Found { value: value_of::<T>(entry), verdict })
+/// Hashes a conversation, once for a packet.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn hash_conversation(sides: *mut Sides) -> u64 {
+    // SAFETY: as of `search_confirmed`.
+    let Some(sides) = (unsafe { sides.as_mut() }) else { return 0 };
+    sides.hash = FlowHash::of_both_sides(seed(), &sides.key, &sides.local);
+    0
 }
 
 // What goes through whole sets are global functions to the kernel, which verifies them once and not with all that
@@ -187,7 +250,30 @@ fn found<T: Table>(place: u64, key: &FlowKey) -> Option<Found<T::Value>> {
 pub extern "C" fn search_confirmed(key: *const FlowKey) -> u64 {
     // SAFETY: a caller's own memory; the kernel does not know that there always is one.
     let Some(key) = (unsafe { key.as_ref() }) else { return Place::NONE.0 };
-    search::<Confirmed>(key, FlowHash::new(seed(), *words(key))).0
+    let hash = FlowHash::new(seed(), *words(key));
+    let mut number = hash.first_set(Confirmed::mask());
+    let mut taken = ways_of(number);
+    // The first set, and then perhaps the second.
+    for _ in 0..2 {
+        if taken & ways::TAKEN != 0
+            && let Some(set) = Confirmed::set(number)
+        {
+            for step in steps() {
+                let way = (hash.way() ^ step) & (WAYS - 1);
+                if taken >> way & 1 == 1
+                    && holds::<Confirmed>(set, way, read::<Confirmed>(set, way), key)
+                {
+                    return Place::at(number, way).0;
+                }
+            }
+        }
+        if taken & ways::OVERFLOWED == 0 {
+            break;
+        }
+        number = hash.second_set(Confirmed::mask());
+        taken = ways_of(number) & ways::TAKEN;
+    }
+    Place::NONE.0
 }
 
 #[unsafe(no_mangle)]
@@ -197,64 +283,135 @@ pub extern "C" fn search_unconfirmed(key: *const FlowKey, sides: *const Sides) -
     let (Some(key), Some(sides)) = (unsafe { (key.as_ref(), sides.as_ref()) }) else {
         return Place::NONE.0;
     };
-    let hash = FlowHash::of_both_sides(seed(), &sides.key, &sides.local);
-    search::<Unconfirmed>(key, hash).0
+    let hash = sides.hash;
+    let number = hash.first_set(Unconfirmed::mask());
+    let Some(set) = Unconfirmed::set(number) else { return Place::NONE.0 };
+    for step in steps() {
+        let way = (hash.way() ^ step) & (WAYS - 1);
+        if may_be(set, way, hash)
+            && holds::<Unconfirmed>(set, way, read::<Unconfirmed>(set, way), key)
+        {
+            return Place::at(number, way).0;
+        }
+    }
+    Place::NONE.0
 }
 
+/// [`FlowKey::tag`] of a key's words.
+#[inline(always)]
+fn tag_of(words: &[u64; KEY_WORDS]) -> u64 {
+    tag(fold(words[0] ^ words[1] ^ words[2]))
+}
+
+/// For [`search_conversation`]: there is no other endpoint, or the conversation is known by its own key only.
+pub const NO_SLOT: u64 = u64::MAX;
+pub const OWN_KEY: u64 = NO_SLOT - 1;
+
 /// What is known of a conversation that is not confirmed, as a number of [`Known`]: by the key of these `sides`, by that
-/// of the other direction at the same endpoint, or by that at the other endpoint, in the slot `peer` if that is one. An echo
-/// is known by its own only.
+/// of the other direction at the same endpoint, or by that at the other endpoint, in the slot `peer`.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn search_conversation(sides: *const Sides, is_echo: u64, peer: u64) -> u64 {
+pub extern "C" fn search_conversation(sides: *const Sides, peer: u64) -> u64 {
     // SAFETY: as of `search_confirmed`.
     let Some(sides) = (unsafe { sides.as_ref() }) else { return 0 };
-    let Some(own) = SLOTS.get(sides.key.endpoint.into()) else { return 0 };
-    let hash = FlowHash::of_both_sides(seed(), &sides.key, &sides.local);
+    let hash = sides.hash;
     let Some(set) = Unconfirmed::set(hash.first_set(Unconfirmed::mask())) else { return 0 };
-    let key = words(&sides.key);
-    // As `FlowKey::mirrored` has it, without a place on the stack.
-    let ports = ((key[0] >> 32) as u32).rotate_left(16);
-    let mirrored = u64::from(ports) << 32 | key[0] & 0xff_0000 | peer & 0xffff;
-    // SAFETY: 16 bytes, and aligned since a key is before them.
-    let local = unsafe { &*(&raw const sides.local).cast::<[u64; 2]>() };
-    let mut known = 0;
+    const NONE: u64 = u64::MAX;
+    let mut least = NONE;
     for step in steps() {
-        let entry = entry_of::<Unconfirmed>(set, (hash.way() ^ step) & (WAYS - 1));
-        let verdict = read::<Unconfirmed>(entry);
-        let found = words_of::<Unconfirmed>(entry);
-        let (by, slot) = if is_same(&found, key) {
-            (Known::Pending, own)
-        } else if is_echo != 0 {
+        let way = (hash.way() ^ step) & (WAYS - 1);
+        if !may_be(set, way, hash) {
             continue;
-        } else if is_same(&found, &[key[0] ^ TURN, key[1], key[2]]) {
-            (Known::Turned, own)
-        } else if peer < u64::from(Verdict::SLOTS)
-            && is_same(&found, &[mirrored, local[0], local[1]])
-            && let Some(slot) = SLOTS.get(peer as u32)
-        {
-            (Known::Mirrored, slot)
+        }
+        let set = again(set);
+        // SAFETY: a key, and the address that follows it.
+        let wanted = unsafe { &*again((&raw const *sides).cast_mut()).cast::<[u64; 5]>() };
+        let [first, found @ ..] = words_of::<Unconfirmed>(set, way);
+        let rest = if first == wanted[0] || peer != OWN_KEY && first == wanted[0] ^ TURN {
+            1
+        } else if peer < OWN_KEY && first == mirrored(wanted[0], peer) {
+            3
         } else {
             continue;
         };
-        let tag = tag(fold(found[0] ^ found[1] ^ found[2]));
-        let by = by as u64;
-        if verdict.is_one() && super::is_bound(verdict, tag, slot) && (known == 0 || by < known) {
-            known = by;
+        // SAFETY: two words of the five.
+        let rest = unsafe { &*again(wanted.as_ptr().add(rest).cast_mut()).cast::<[u64; 2]>() };
+        // Both sides may have begun at once: each finds the same.
+        if first < least
+            && found[0] == rest[0]
+            && found[1] == rest[1]
+            && let verdict = read::<Unconfirmed>(set, way)
+            && verdict.is_one()
+            && let Some(slot) = SLOTS.get(first as u32 & 0xffff)
+            && super::is_bound(verdict, tag_of(&[first, found[0], found[1]]), slot)
+        {
+            least = first;
         }
     }
-    known
+    let first = words(&sides.key)[0];
+    let known = if least == NONE {
+        Known::Nothing
+    } else if least == first {
+        Known::Pending
+    } else if least == first ^ TURN {
+        Known::Turned
+    } else {
+        Known::Mirrored
+    };
+    known as u64
 }
 
+/// The first word of a key's [`FlowKey::mirrored`], by its own.
+#[inline(always)]
+const fn mirrored(first: u64, peer: u64) -> u64 {
+    let ports = ((first >> 32) as u32).rotate_left(16);
+    (ports as u64) << 32 | first & 0xff_0000 | peer & 0xffff
+}
+
+/// A free entry for a flow that is not among the confirmed ones, in either of its sets.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn choose_confirmed(key: *const FlowKey) -> u64 {
     // SAFETY: as of `search_confirmed`.
     let Some(key) = (unsafe { key.as_ref() }) else { return Place::NONE.0 };
     let hash = FlowHash::new(seed(), *words(key));
-    choose_in_two(key, hash).unwrap_or(Place::NONE).0
+    let (first, second) = (hash.first_set(Confirmed::mask()), hash.second_set(Confirmed::mask()));
+    let taken = ways_of(first) & ways::TAKEN;
+    let free = free_way(hash, taken);
+    let in_first = count(taken);
+    if in_first >= CROWDED {
+        let taken = ways_of(second) & ways::TAKEN;
+        let free = free_way(hash, taken);
+        if free < WAYS && count(taken) < in_first {
+            // Before anybody can look for it there.
+            note_overflow(first);
+            return Place::at(second, free).0;
+        }
+    }
+    if free < WAYS { Place::at(first, free).0 } else { Place::NONE.0 }
 }
 
+/// The first entry that is not taken, in the order in which they are looked at; [`WAYS`] if all are.
+#[inline(always)]
+fn free_way(hash: FlowHash, taken: u64) -> usize {
+    for step in steps() {
+        let way = (hash.way() ^ step) & (WAYS - 1);
+        if taken >> way & 1 == 0 {
+            return way;
+        }
+    }
+    WAYS
+}
+
+/// How many of eight bits are set.
+#[inline(always)]
+const fn count(bits: u64) -> u64 {
+    let pairs = bits - (bits >> 1 & 0x55);
+    let fours = (pairs & 0x33) + (pairs >> 2 & 0x33);
+    (fours + (fours >> 4)) & 0x0f
+}
+
+/// Where a flow that is not confirmed goes: to its own entry, a free one, or that of whoever was idle for longest.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn choose_unconfirmed(key: *const FlowKey, sides: *const Sides) -> u64 {
@@ -263,8 +420,37 @@ pub extern "C" fn choose_unconfirmed(key: *const FlowKey, sides: *const Sides) -
         return Place::NONE.0;
     };
     let Some(state) = STATE.get(0) else { return Place::NONE.0 };
-    let hash = FlowHash::of_both_sides(seed(), &sides.key, &sides.local);
-    choose_in_one(key, hash, state).unwrap_or(Place::NONE).0
+    let hash = sides.hash;
+    let number = hash.first_set(Unconfirmed::mask());
+    let Some(set) = Unconfirmed::set(number) else { return Place::NONE.0 };
+    let (mut free, mut others, mut longest) = (WAYS, WAYS, 0);
+    for step in steps() {
+        let way = (hash.way() ^ step) & (WAYS - 1);
+        let verdict = read::<Unconfirmed>(set, way);
+        if verdict == Verdict::FREE {
+            if free == WAYS {
+                free = way;
+            }
+        } else if verdict.is_one() {
+            if may_be(set, way, hash) && holds::<Unconfirmed>(set, way, verdict, key) {
+                return Place::at(number, way).0 | Place::OWN;
+            }
+            // SAFETY: an aligned word of a live map value.
+            let seen = unsafe { seen(set, way).read_volatile() };
+            // Another CPU may have read the clock a moment later than this one.
+            let idle = state.seconds.wrapping_sub(seen).cast_signed().max(0) + 1;
+            if idle > longest {
+                (others, longest) = (way, idle);
+            }
+        }
+    }
+    if free < WAYS {
+        Place::at(number, free).0
+    } else if others < WAYS {
+        Place::at(number, others).0 | Place::OTHERS
+    } else {
+        Place::NONE.0
+    }
 }
 
 /// A place in a table: the number of a set, and that of an entry in it.
@@ -290,162 +476,54 @@ impl Place {
     }
 
     #[inline(always)]
-    fn entry<T: Table>(self) -> Option<*mut T::Entry> {
-        if self == Self::NONE {
-            return None;
-        }
-        let set = T::set((self.0 >> Self::SET_SHIFT) as u32)?;
-        Some(entry_of::<T>(set, self.0 as usize & (WAYS - 1)))
-    }
-}
-
-#[inline(always)]
-fn search<T: Table>(key: &FlowKey, hash: FlowHash) -> Place {
-    let first = hash.first_set(T::mask());
-    let place = search_set::<T>(key, hash, first);
-    if place != Place::NONE || T::EVICTS || !has_overflowed(first) {
-        return place;
-    }
-    search_set::<T>(key, hash, hash.second_set(T::mask()))
-}
-
-#[inline(always)]
-fn search_set<T: Table>(key: &FlowKey, hash: FlowHash, number: u32) -> Place {
-    let Some(set) = T::set(number) else { return Place::NONE };
-    for step in steps() {
-        let way = (hash.way() ^ step) & (WAYS - 1);
-        let entry = entry_of::<T>(set, way);
-        if holds::<T>(entry, read::<T>(entry), key) {
-            return Place::at(number, way);
-        }
-    }
-    Place::NONE
-}
-
-/// What a set has for a flow: ways, each in four bits of a number, and how many are taken.
-#[derive(Clone, Copy)]
-struct Offer(u64);
-
-impl Offer {
-    const OWN: u32 = 0;
-    const FREE: u32 = 4;
-    /// Whoever was idle for longest.
-    const OTHERS: u32 = 8;
-    const TAKEN: u32 = 12;
-    const NONE: u64 = 0xf;
-
-    /// The place in that set, if it has one of the kind.
-    #[inline(always)]
-    fn place(self, kind: u32, set: u32) -> Option<Place> {
-        let flag = match kind {
-            Self::OWN => Place::OWN,
-            Self::OTHERS => Place::OTHERS,
-            _ => 0,
-        };
-        match self.0 >> kind & 0xf {
-            Self::NONE => None,
-            way => Some(Place(Place::at(set, way as usize).0 | flag)),
-        }
+    const fn number(self) -> u32 {
+        (self.0 >> Self::SET_SHIFT) as u32
     }
 
     #[inline(always)]
-    fn taken(self) -> u32 {
-        (self.0 >> Self::TAKEN) as u32
+    const fn way(self) -> usize {
+        self.0 as usize & (WAYS - 1)
+    }
+
+    #[inline(always)]
+    fn set<T: Table>(self) -> Option<*mut T::Set> {
+        if self == Self::NONE { None } else { T::set(self.number()) }
     }
 }
 
-#[inline(never)]
-extern "C" fn offer_of_confirmed(key: *const FlowKey, hash: u64, number: u32) -> u64 {
-    // SAFETY: a caller's own memory.
-    offer_of::<Confirmed>(unsafe { &*key }, FlowHash(hash), number, 0).0
-}
-
+/// What is taken of a set of confirmed flows, of [`ways`].
 #[inline(always)]
-fn offer_of<T: Table>(key: &FlowKey, hash: FlowHash, number: u32, seconds: u32) -> Offer {
-    let (mut own, mut free, mut others) = (Offer::NONE, Offer::NONE, Offer::NONE);
-    let (mut taken, mut longest) = (0, 0);
-    if let Some(set) = T::set(number) {
-        for step in steps() {
-            let way = (hash.way() ^ step) & (WAYS - 1);
-            let entry = entry_of::<T>(set, way);
-            let verdict = read::<T>(entry);
-            if holds::<T>(entry, verdict, key) {
-                own = way as u64;
-                break;
-            }
-            if verdict == Verdict::FREE {
-                if free == Offer::NONE {
-                    free = way as u64;
-                }
-                continue;
-            }
-            taken += 1;
-            if T::EVICTS && verdict.is_one() {
-                // SAFETY: a live entry.
-                let seen = unsafe { T::seen(value_of::<T>(entry)) };
-                // Another CPU may have read the clock a moment later than this one.
-                let idle = seconds.wrapping_sub(seen).cast_signed().max(0) + 1;
-                if idle > longest {
-                    (others, longest) = (way as u64, idle);
-                }
-            }
-        }
-    }
-    Offer(own << Offer::OWN | free << Offer::FREE | others << Offer::OTHERS | taken << Offer::TAKEN)
-}
-
-/// Where a confirmed flow goes: to its own place, or a free one in either set.
-#[inline(always)]
-fn choose_in_two(key: &FlowKey, hash: FlowHash) -> Option<Place> {
-    let (first, second) = (hash.first_set(Confirmed::mask()), hash.second_set(Confirmed::mask()));
-    let offer = Offer(offer_of_confirmed(key, hash.0, first));
-    if let Some(own) = offer.place(Offer::OWN, first) {
-        return Some(own);
-    }
-    let free = offer.place(Offer::FREE, first);
-    if offer.taken() < CROWDED && !has_overflowed(first) {
-        return free;
-    }
-    let other = Offer(offer_of_confirmed(key, hash.0, second));
-    if let Some(own) = other.place(Offer::OWN, second) {
-        return Some(own);
-    }
-    let is_better = offer.taken() >= CROWDED && other.taken() < offer.taken();
-    if let Some(other) = other.place(Offer::FREE, second)
-        && (is_better || free.is_none())
-    {
-        // Before anybody can look for it there.
-        note_overflow(first);
-        return Some(other);
-    }
-    free
-}
-
-/// Where another flow goes: to its own place, or a free one, or that of whoever was idle for longest.
-#[inline(always)]
-fn choose_in_one(key: &FlowKey, hash: FlowHash, state: &NodeState) -> Option<Place> {
-    let set = hash.first_set(Unconfirmed::mask());
-    let offer = offer_of::<Unconfirmed>(key, hash, set, state.seconds);
-    offer
-        .place(Offer::OWN, set)
-        .or_else(|| offer.place(Offer::FREE, set))
-        .or_else(|| offer.place(Offer::OTHERS, set))
-}
-
-/// Whether a flow that has this set first has ever gone to its second.
-#[inline(always)]
-fn has_overflowed(set: u32) -> bool {
+fn ways_of(set: u32) -> u64 {
     // SAFETY: a word of a live map value.
-    OVERFLOWED
-        .get_ptr(set / u64::BITS)
-        .is_some_and(|word| unsafe { word.read_volatile() } >> (set % u64::BITS) & 1 == 1)
+    FLOW_WAYS
+        .get_ptr(ways::word(set))
+        .map_or(0, |word| unsafe { word.read_volatile() } >> ways::shift(set) & 0xffff)
+}
+
+/// Has an entry, if nobody else has it.
+#[inline(always)]
+fn take_way(place: Place) -> bool {
+    let Some(word) = FLOW_WAYS.get_ptr_mut(ways::word(place.number())) else { return false };
+    let bit = 1 << place.way() << ways::shift(place.number());
+    // SAFETY: an aligned word of a live map value.
+    unsafe { atomic_or::<u64, u64, { SeqCst }>(word, bit) & bit == 0 }
+}
+
+/// Has it no more.
+#[inline(always)]
+fn leave_way(place: Place) {
+    if let Some(word) = FLOW_WAYS.get_ptr_mut(ways::word(place.number())) {
+        let bit: u64 = 1 << place.way() << ways::shift(place.number());
+        // SAFETY: an aligned word of a live map value.
+        unsafe { atomic_and::<u64, u64, { SeqCst }>(word, !bit) };
+    }
 }
 
 #[inline(always)]
 fn note_overflow(set: u32) {
-    if let Some(word) = OVERFLOWED.get_ptr_mut(set / u64::BITS) {
+    if let Some(word) = FLOW_WAYS.get_ptr_mut(ways::word(set)) {
         // SAFETY: an aligned word of a live map value.
-        unsafe { atomic_or::<u64, u64, { SeqCst }>(word, 1 << (set % u64::BITS)) };
+        unsafe { atomic_or::<u64, u64, { SeqCst }>(word, ways::OVERFLOWED << ways::shift(set)) };
     }
 }
 
@@ -464,6 +542,15 @@ fn steps() -> impl Iterator<Item = usize> {
     core::iter::successors(Some(0), next)
 }
 
+/// The same. The compiler does not know, and makes nothing of it in advance that would have to have a place on the stack.
+#[inline(always)]
+fn again<T>(value: *mut T) -> *mut T {
+    let mut value = value;
+    // SAFETY: it does nothing.
+    unsafe { asm!("/* {value} */", value = inout(reg) value, options(nostack, preserves_flags)) };
+    value
+}
+
 /// What became of a flow that was to be put into a table.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u64)]
@@ -477,52 +564,95 @@ pub enum Put {
     Raced = 3,
 }
 
-/// Puts a flow into the table, or replaces what is there under its key.
+/// Puts a flow among the confirmed ones, or replaces what is there under its key.
 #[inline(never)]
 pub fn put_confirmed(key: &FlowKey, flow: &Flow) -> Put {
-    put::<Confirmed>(Place(choose_confirmed(key)), key, flow)
-}
-
-/// Puts a flow into the table, or replaces what is there under its key.
-#[inline(never)]
-pub fn put_unconfirmed(key: &FlowKey, sides: &Sides, pending: &Pending) -> Put {
-    put::<Unconfirmed>(Place(choose_unconfirmed(key, sides)), key, pending)
-}
-
-/// Writes a flow to its place.
-#[inline(always)]
-fn put<T: Table>(place: Place, key: &FlowKey, value: &T::Value) -> Put {
-    let Some(chosen) = place.entry::<T>() else { return Put::NoRoom };
-    let last = match place.is(Place::OWN | Place::OTHERS) {
-        true => read::<T>(chosen),
-        false => Verdict::FREE,
-    };
-    let is_still = match place.is(Place::OWN) {
-        true => holds::<T>(chosen, last, key),
-        false => last != Verdict::TAKEN,
-    };
-    if !is_still || !exchange::<T>(chosen, last, Verdict::TAKEN) {
+    let own = Place(search_confirmed(key));
+    if let Some(set) = own.set::<Confirmed>() {
+        let verdict = Confirmed::verdict(set, own.way());
+        let last = read::<Confirmed>(set, own.way());
+        if !holds::<Confirmed>(set, own.way(), last, key)
+            || !exchange(verdict, last, Verdict::TAKEN)
+        {
+            return Put::Raced;
+        }
+        fill_confirmed(set, own.way(), key, flow);
+        return Put::Kept;
+    }
+    let place = Place(choose_confirmed(key));
+    let Some(set) = place.set::<Confirmed>() else { return Put::NoRoom };
+    if !take_way(place)
+        || !exchange(Confirmed::verdict(set, place.way()), Verdict::FREE, Verdict::TAKEN)
+    {
         return Put::Raced;
     }
+    fill_confirmed(set, place.way(), key, flow);
+    Put::Kept
+}
+
+/// Writes to an entry that this CPU has taken.
+#[inline(always)]
+fn fill_confirmed(set: *mut FlowEntry, way: usize, key: &FlowKey, flow: &Flow) {
+    let (to, from) = (Confirmed::entry(set, way), (&raw const *flow).cast::<u64>());
     // SAFETY: the entry is this CPU's alone until its verdict is written, and has as many words.
     unsafe {
-        let (to, from) = (chosen.cast::<u64>(), (&raw const *value).cast::<u64>());
         for (place, word) in words(key).iter().enumerate() {
             to.add(place).write_volatile(*word);
         }
-        for word in 1..size_of::<T::Value>() / size_of::<u64>() {
+        for word in 1..size_of::<Flow>() / size_of::<u64>() {
             to.add(KEY_WORDS + word).write_volatile(from.add(word).read());
         }
         atomic_xchg::<u64, { SeqCst }>(to.add(KEY_WORDS), from.read());
+    }
+}
+
+/// Puts a flow among the others, or replaces what is there under its key.
+#[inline(never)]
+pub fn put_unconfirmed(
+    sides: &Sides,
+    entry: &PendingEntry,
+    last_seen: u32,
+    verdict: Verdict,
+) -> Put {
+    let place = Place(choose_unconfirmed(&entry.key, sides));
+    let Some(set) = place.set::<Unconfirmed>() else { return Put::NoRoom };
+    let way = place.way();
+    let last = match place.is(Place::OWN | Place::OTHERS) {
+        true => read::<Unconfirmed>(set, way),
+        false => Verdict::FREE,
+    };
+    let is_still = match place.is(Place::OWN) {
+        true => holds::<Unconfirmed>(set, way, last, &entry.key),
+        false => last != Verdict::TAKEN,
+    };
+    let taken = Unconfirmed::verdict(set, way);
+    if !is_still || !exchange(taken, last, Verdict::TAKEN) {
+        return Put::Raced;
+    }
+    let hash = sides.hash;
+    let (to, from) = (Unconfirmed::entry(set, way), (&raw const *entry).cast::<u64>());
+    // SAFETY: the entry is this CPU's alone until its verdict is written, and has as many words.
+    unsafe {
+        for word in 0..size_of::<PendingEntry>() / size_of::<u64>() {
+            to.add(word).write_volatile(from.add(word).read());
+        }
+        seen(set, way).write_volatile(last_seen);
+        hash_at(set, way).write_volatile(hash.rest());
+        atomic_xchg::<u64, { SeqCst }>(taken.cast(), verdict.0);
     }
     if place.is(Place::OTHERS) && last.is_one() { Put::Evicting } else { Put::Kept }
 }
 
 /// Forgets a flow, if it is known.
-#[inline(always)]
+#[inline(never)]
 pub fn forget_confirmed(key: &FlowKey) {
-    if let Some(found) = confirmed(key) {
-        replace_verdict(found.value.cast(), found.verdict, Verdict::FREE);
+    let place = Place(search_confirmed(key));
+    let Some(set) = place.set::<Confirmed>() else { return };
+    let last = read::<Confirmed>(set, place.way());
+    if holds::<Confirmed>(set, place.way(), last, key)
+        && exchange(Confirmed::verdict(set, place.way()), last, Verdict::FREE)
+    {
+        leave_way(place);
     }
 }
 
@@ -530,49 +660,31 @@ pub fn forget_confirmed(key: &FlowKey) {
 #[inline(always)]
 pub fn forget_unconfirmed(key: &FlowKey, sides: &Sides) {
     if let Some(found) = unconfirmed(key, sides) {
-        replace_verdict(found.value.cast(), found.verdict, Verdict::FREE);
+        found.replace_verdict(Verdict::FREE);
     }
-}
-
-/// Whether the entry is still what it was when it was found.
-#[inline(always)]
-pub fn is_still(found: &Found<Pending>, key: &FlowKey) -> bool {
-    // SAFETY: values of found flows lie in entries, behind their keys.
-    let entry = unsafe { found.value.cast::<u64>().sub(KEY_WORDS) };
-    holds::<Unconfirmed>(entry.cast(), found.verdict, key)
 }
 
 /// Writes a verdict where `last` is; not if the entry has become another flow's, or has another verdict, meanwhile.
 #[inline(always)]
-pub fn replace_verdict(place: *mut Verdict, last: Verdict, verdict: Verdict) -> bool {
-    // SAFETY: an aligned word of a live map value, as all places of found flows are.
+pub fn exchange(place: *mut Verdict, last: Verdict, verdict: Verdict) -> bool {
+    // SAFETY: an aligned word of a live map value, as all places of verdicts are.
     let (_, is_done) =
         unsafe { atomic_cxchg::<u64, { SeqCst }, { SeqCst }>(place.cast(), last.0, verdict.0) };
     is_done
 }
 
 #[inline(always)]
-fn entry_of<T: Table>(set: *mut T::Entry, way: usize) -> *mut T::Entry {
-    // SAFETY: a set has as many entries as there are ways.
-    unsafe { set.add(way) }
-}
-
-#[inline(always)]
-fn value_of<T: Table>(entry: *mut T::Entry) -> *mut T::Value {
-    // SAFETY: an entry is its key and a value.
-    unsafe { entry.cast::<u64>().add(KEY_WORDS).cast() }
-}
-
-#[inline(always)]
-fn read<T: Table>(entry: *mut T::Entry) -> Verdict {
-    // SAFETY: an aligned word of a live map value, with which a value begins.
-    unsafe { value_of::<T>(entry).cast::<Verdict>().read_volatile() }
+fn read<T: Table>(set: *mut T::Set, way: usize) -> Verdict {
+    // SAFETY: an aligned word of a live map value.
+    unsafe { T::verdict(set, way).read_volatile() }
 }
 
 /// Whether the entry is that flow's, given its verdict, which was read before.
 #[inline(always)]
-fn holds<T: Table>(entry: *mut T::Entry, verdict: Verdict, key: &FlowKey) -> bool {
-    is_same(&words_of::<T>(entry), words(key)) && verdict.is_one() && read::<T>(entry) == verdict
+fn holds<T: Table>(set: *mut T::Set, way: usize, verdict: Verdict, key: &FlowKey) -> bool {
+    is_same(&words_of::<T>(set, way), words(key))
+        && verdict.is_one()
+        && read::<T>(set, way) == verdict
 }
 
 /// In place of `==`, which is a call of `memcmp`.
@@ -582,13 +694,8 @@ const fn is_same(a: &[u64; KEY_WORDS], b: &[u64; KEY_WORDS]) -> bool {
 }
 
 #[inline(always)]
-fn words_of<T: Table>(entry: *mut T::Entry) -> [u64; KEY_WORDS] {
-    let words = entry.cast::<u64>();
+fn words_of<T: Table>(set: *mut T::Set, way: usize) -> [u64; KEY_WORDS] {
+    let words = T::entry(set, way);
     // SAFETY: aligned words of a live map value.
     [0, 1, 2].map(|place| unsafe { words.add(place).read_volatile() })
-}
-
-#[inline(always)]
-fn exchange<T: Table>(entry: *mut T::Entry, last: Verdict, verdict: Verdict) -> bool {
-    replace_verdict(value_of::<T>(entry).cast(), last, verdict)
 }
