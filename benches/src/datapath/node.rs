@@ -464,13 +464,13 @@ fn restrict(ifindex: u32, policy: u32, datapath: &Datapath) -> Result<()> {
         rows.insert(&PolicyKey::identity(policy, subject), &WEB)?;
     }
     let flags = policy_flag::DENY_BY_DEFAULT | policy_flag::IDENTITIES;
-    let policy = PolicyRef { policy, flags, ..PolicyRef::default() };
+    let reference = PolicyRef::new(policy, flags);
     let slots = open::<Array<Slot>>(map::SLOTS)?;
     let Some(number) = datapath.tables().slot_of_link(ifindex)? else { return Ok(()) };
     let slot = slots.get(number)?;
-    let slot = match policy.policy {
-        EGRESS_OF_A => Slot { egress: policy, ..slot },
-        _ => Slot { ingress: policy, ..slot },
+    let slot = match policy {
+        EGRESS_OF_A => Slot { egress: reference, ..slot },
+        _ => Slot { ingress: reference, ..slot },
     };
     Ok(slots.set(number, &slot)?)
 }

@@ -74,14 +74,14 @@ pub struct Slot {
     pub ipv6: Address,
     /// Ticket of when the slot changed hands: what is known of flows from before is another endpoint's.
     pub born: u64,
-    /// The endpoint's identity.
-    pub identity: u32,
-    /// What it may send.
+    /// What it may send; in one word with the next.
     pub egress: PolicyRef,
     /// What it may receive.
     pub ingress: PolicyRef,
+    /// The endpoint's identity.
+    pub identity: u32,
     /// Zero.
-    pub reserved: [u32; 5],
+    pub reserved: [u32; 11],
 }
 
 impl Slot {
@@ -185,8 +185,8 @@ mod tests {
         assert_eq!(offset_of!(Slot, to_pod), 36);
         assert_eq!(offset_of!(Slot, ipv6), 48);
         assert_eq!(offset_of!(Slot, born), 64);
-        assert_eq!(offset_of!(Slot, egress), 76);
-        assert_eq!(offset_of!(Slot, ingress), 92);
+        assert_eq!(offset_of!(Slot, egress), 72);
+        assert_eq!(offset_of!(Slot, ingress), 76);
         assert_eq!(size_of::<IpcacheEntry>(), 16);
     }
 

@@ -22,7 +22,7 @@ use crate::{
     nat::Nat,
     policy::{self, Book, Terms},
     slots::{FreeSlots, empty_generation, taken_generation},
-    state::{self, Marks},
+    state::{self, Marks, Shared},
     tables::{Tables, maps_folder},
 };
 
@@ -198,6 +198,7 @@ impl Datapath {
             ipcache: object.map(map::IPCACHE)?,
             prefixes: object.map(map::PREFIXES)?,
             remotes: object.map(map::REMOTES)?,
+            shared: Shared { state: object.map(map::STATE)?, slots: object.map(map::SLOTS)? },
             flows: FlowTable::confirmed(object.map(map::FLOWS)?, object.map(map::FLOW_WAYS)?, seed),
             pending: FlowTable::unconfirmed(object.map(map::PENDING)?, seed),
             policy: object.map(map::POLICY)?,

@@ -2,10 +2,16 @@
 //!
 //! [`NodeState`] says what the order of writes must be; this module keeps it.
 
-use std::path::Path;
+use std::{
+    mem::offset_of,
+    path::Path,
+    sync::atomic::{AtomicU64, Ordering::SeqCst},
+};
 
-use podwire_abi::{Address, CHANGING, HashSeed, NodeState, Slot, Verdict, map, remote_place};
-use podwire_bpf::Array;
+use podwire_abi::{
+    Address, CHANGING, HashSeed, NodeState, PolicyRef, Slot, Verdict, map, remote_place,
+};
+use podwire_bpf::{Array, MappedArray};
 
 use crate::{
     error::{Error, Result},
@@ -21,6 +27,25 @@ pub(crate) struct Marks {
     pub(crate) slots: Vec<u32>,
     /// Those with these addresses, which no endpoint has.
     pub(crate) remotes: Vec<Address>,
+}
+
+/// Memory of two maps, of which programs read single words that must not be seen half written.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) state: MappedArray<NodeState>,
+    pub(crate) slots: MappedArray<Slot>,
+}
+
+impl Shared {
+    /// The word at so many bytes of the node's state.
+    fn state(&self, offset: usize) -> Result<&AtomicU64> {
+        Ok(&self.state.element(0)?[offset / size_of::<u64>()])
+    }
+
+    /// The same of a slot.
+    fn slot(&self, number: u32, offset: usize) -> Result<&AtomicU64> {
+        Ok(&self.slots.element(number)?[offset / size_of::<u64>()])
+    }
 }
 
 /// What the node's flows are hashed by: what the pinned map has, or else what is drawn now.
@@ -59,19 +84,27 @@ impl Tables {
 
     /// The change is written and marked: what is decided from now on rests on it.
     fn raise(&self, ticket: u64) -> Result<()> {
-        let mut state = self.state.get(0)?;
-        for step in steps(state.ticket, ticket) {
-            state.ticket = step;
-            self.state.set(0, &state)?;
-        }
+        self.shared.state(offset_of!(NodeState, ticket))?.store(ticket, SeqCst);
         Ok(())
     }
 
     /// The flows' clock goes on by so many seconds.
     pub(crate) fn tick(&self, seconds: u32) -> Result<()> {
-        let mut state = self.state.get(0)?;
-        state.seconds = state.seconds.wrapping_add(seconds);
-        Ok(self.state.set(0, &state)?)
+        let state = self.state.get(0)?;
+        let clock = [state.seconds.wrapping_add(seconds), state.reserved].map(u32::to_ne_bytes);
+        let [[a, b, c, d], [e, f, g, h]] = clock;
+        let word = u64::from_ne_bytes([a, b, c, d, e, f, g, h]);
+        self.shared.state(offset_of!(NodeState, seconds))?.store(word, SeqCst);
+        Ok(())
+    }
+
+    /// Changes what an endpoint may receive and send, both in one moment.
+    pub(crate) fn refer(&self, number: u32, ingress: PolicyRef, egress: PolicyRef) -> Result<()> {
+        const { assert!(offset_of!(Slot, ingress) == offset_of!(Slot, egress) + 4) };
+        let [[a, b, c, d], [e, f, g, h]] = [egress, ingress].map(|one| one.word().to_ne_bytes());
+        let word = u64::from_ne_bytes([a, b, c, d, e, f, g, h]);
+        self.shared.slot(number, offset_of!(Slot, egress))?.store(word, SeqCst);
+        Ok(())
     }
 
     /// Changes what concerns all flows.
@@ -96,12 +129,10 @@ impl Tables {
 
     fn mark(&self, marks: &Marks, ticket: u64) -> Result<()> {
         if marks.all {
-            let state = self.state.get(0)?;
-            self.state.set(0, &NodeState { changed: ticket, ..state })?;
+            self.shared.state(offset_of!(NodeState, changed))?.store(ticket, SeqCst);
         }
         for &number in &marks.slots {
-            let slot = self.slots.get(number)?;
-            self.slots.set(number, &Slot { changed: ticket, ..slot })?;
+            self.shared.slot(number, offset_of!(Slot, changed))?.store(ticket, SeqCst);
         }
         self.mark_remotes(&marks.remotes, ticket)
     }
@@ -126,55 +157,5 @@ impl Tables {
             let changed = change(self.slots.get(number)?)?;
             Ok(self.slots.set(number, &changed)?)
         })
-    }
-}
-
-/// The values that lead from one ticket to a later one, of which each differs from the one before in the
-/// lower bytes cleared or in one byte raised. The kernel copies a value byte by byte if it likes: whoever reads
-/// meanwhile must not see a ticket that was never reached, since a verdict with it would be believed for too
-/// long. An earlier one does no harm.
-fn steps(from: u64, to: u64) -> Vec<u64> {
-    let Some(highest) = (from ^ to).checked_ilog2() else { return Vec::new() };
-    let top = highest / 8 * 8;
-    let mut steps = vec![from >> top << top];
-    steps.extend((0..=top / 8).rev().map(|byte| to >> (8 * byte) << (8 * byte)));
-    steps.dedup();
-    if steps[0] == from {
-        steps.remove(0);
-    }
-    steps
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    /// The highest value that a reader can see while `a` is overwritten by `b`.
-    fn torn(a: u64, b: u64) -> u64 {
-        let pairs = a.to_le_bytes().into_iter().zip(b.to_le_bytes());
-        let bytes: Vec<u8> = pairs.map(|(a, b)| a.max(b)).collect();
-        u64::from_le_bytes(bytes.try_into().unwrap())
-    }
-
-    proptest! {
-        #[test]
-        fn no_ticket_is_seen_before_it_is_reached(from in 0..Verdict::LAST_STAMP, by in 1_u64..100_000) {
-            let to = from + by;
-            let mut at = from;
-            for step in steps(from, to) {
-                prop_assert!(torn(at, step) <= to, "{at:#x} to {step:#x}");
-                at = step;
-            }
-            prop_assert_eq!(at, to);
-        }
-    }
-
-    #[test]
-    fn one_more_is_mostly_one_write() {
-        assert_eq!(steps(0x41, 0x42), [0x42]);
-        assert_eq!(steps(0xff, 0x100), [0x00, 0x100]);
-        assert_eq!(steps(0x12_ffff, 0x13_0000), [0x12_0000, 0x13_0000]);
-        assert!(steps(5, 5).is_empty());
     }
 }

@@ -19,6 +19,7 @@ use crate::{
     flows::{self, FlowTable},
     ipcache,
     nat::Nat,
+    state::Shared,
 };
 
 /// The pinned maps of a node.
@@ -34,6 +35,7 @@ pub struct Tables {
     pub(crate) ipcache: HashMap<Address, IpcacheEntry>,
     pub(crate) prefixes: LpmTrie<Address, IpcacheEntry>,
     pub(crate) remotes: Array<u64>,
+    pub(crate) shared: Shared,
     pub(crate) flows: FlowTable<[FlowEntry; WAYS]>,
     pub(crate) pending: FlowTable<PendingSet>,
     pub(crate) policy: HashMap<PolicyKey, PolicyRow>,
@@ -129,6 +131,10 @@ impl Tables {
             ipcache: HashMap::open(folder.join(map::IPCACHE))?,
             prefixes: LpmTrie::open(folder.join(map::PREFIXES))?,
             remotes: Array::open(folder.join(map::REMOTES))?,
+            shared: Shared {
+                state: MappedArray::open(folder.join(map::STATE))?,
+                slots: MappedArray::open(folder.join(map::SLOTS))?,
+            },
             flows: FlowTable::confirmed(
                 MappedArray::open(folder.join(map::FLOWS))?,
                 MappedArray::open(folder.join(map::FLOW_WAYS))?,

@@ -17,11 +17,7 @@ use podwire_datapath::{
 use podwire_lab::probe::frame::Link;
 
 const STACK: Link = Link { from: HOST_MAC, to: HOST_MAC };
-const DENY_ALL: PolicyRef = PolicyRef {
-    policy: 1,
-    flags: policy_flag::DENY_BY_DEFAULT,
-    others: PolicyRow { first: 0, count: 0 },
-};
+const DENY_ALL: PolicyRef = PolicyRef::new(1, policy_flag::DENY_BY_DEFAULT);
 
 /// Which way a policy is asked.
 #[derive(Clone, Copy)]
@@ -173,7 +169,8 @@ fn rules_are_found_by_identity_or_for_everybody_and_by_prefix() {
             !node.pod_sends(&a, &frame).reason.is_drop()
         };
         let use_rules = |flags: u32, others: PolicyRow| {
-            set(node, &a, For::Egress, PolicyRef { policy: 5, flags, others });
+            node.maps.policy.insert(&PolicyKey::others(5), &others).unwrap();
+            set(node, &a, For::Egress, PolicyRef::new(5, flags));
         };
         let insert = |key: PolicyKey, row: PolicyRow| node.maps.policy.insert(&key, &row).unwrap();
         let closed = policy_flag::DENY_BY_DEFAULT;
@@ -220,7 +217,8 @@ fn a_row_may_be_long() {
             (0..4096_u16).map(|n| range(Protocol::TCP, n * 16, n * 16 + n % 15)).collect();
         let row = rules(node, 0, &many);
         let flags = policy_flag::DENY_BY_DEFAULT | policy_flag::OTHERS;
-        set(node, &a, For::Egress, PolicyRef { policy: 1, flags, others: row });
+        node.maps.policy.insert(&PolicyKey::others(1), &row).unwrap();
+        set(node, &a, For::Egress, PolicyRef::new(1, flags));
         for port in (0..=u16::MAX).step_by(7) {
             let frame = tcp(a.to_gateway(), (a.v4.into(), 1), (b.v4.into(), port), SYN);
             let (number, offset) = (port / 16, port % 16);
@@ -239,7 +237,7 @@ fn prefixes_tell_who_is_behind_what_has_no_entry_of_its_own() {
         let web = rules(node, 0, &[range(Protocol::TCP, 80, 80)]);
         node.maps.policy.insert(&PolicyKey::identity(1, 200), &web).unwrap();
         let flags = policy_flag::DENY_BY_DEFAULT | policy_flag::IDENTITIES;
-        set(node, &a, For::Egress, PolicyRef { policy: 1, flags, others: PolicyRow::default() });
+        set(node, &a, For::Egress, PolicyRef::new(1, flags));
         let to = |address: &str| {
             let address: IpAddr = address.parse().unwrap();
             let from = a.address(address);

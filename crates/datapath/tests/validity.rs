@@ -10,19 +10,12 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use node::{ACK, HOST_MAC, Marks, Node, Pod, SYN, on_node, tcp};
 use podwire_datapath::{
     Delivery,
-    abi::{
-        Address, CHANGING, Flow, FlowEvent, Hook, PolicyRef, PolicyRow, Reason, policy_flag,
-        remote_place,
-    },
+    abi::{Address, CHANGING, Flow, FlowEvent, Hook, PolicyRef, Reason, policy_flag, remote_place},
 };
 use podwire_lab::probe::frame::Link;
 
 const STACK: Link = Link { from: HOST_MAC, to: HOST_MAC };
-const DENY_ALL: PolicyRef = PolicyRef {
-    policy: 1,
-    flags: policy_flag::DENY_BY_DEFAULT,
-    others: PolicyRow { first: 0, count: 0 },
-};
+const DENY_ALL: PolicyRef = PolicyRef::new(1, policy_flag::DENY_BY_DEFAULT);
 
 fn judged(node: &Node) -> u64 {
     let events = node.datapath.tables().flow_events().unwrap();

@@ -15,8 +15,8 @@ use aya_ebpf::{btf_maps::lpm_trie, programs::TcContext};
 pub use entries::{count, note};
 use entries::{event, remember};
 use podwire_abi::{
-    Address, FlowEvent, FlowHash, FlowKey, IpcacheEntry, NodeState, PortRule, Protocol, Reason,
-    Slot, Verdict, direction, fold, identity, place_of, slot_flag, tag, verdict_flag,
+    Address, FlowEvent, FlowHash, FlowKey, IpcacheEntry, NodeState, PolicyRef, PortRule, Protocol,
+    Reason, Slot, Verdict, direction, fold, identity, place_of, slot_flag, tag, verdict_flag,
 };
 use table::hash_conversation;
 pub use table::{Found, Sides};
@@ -399,33 +399,43 @@ fn check_policy(
     let port = if is_opened_by_endpoint { key.peer_port } else { key.local_port };
     let place = PortRule::place(key.protocol, port.get());
     if is_opened_by_endpoint {
-        if is_judged(own) && !policy::allows(&own.egress, peer.identity, peer.cidr, place) {
+        if is_judged(own) && !policy::allows(egress_of(own), peer.identity, peer.cidr, place) {
             return Err(Drop(Reason::EgressDenied));
         }
         if let Some(slot) = peer.slot
-            && slot.ingress.flags != 0
             && is_judged(slot)
-            && !policy::allows(&slot.ingress, own.identity, cidr_of(local), place)
+            && !policy::allows(ingress_of(slot), own.identity, cidr_of(local), place)
         {
             return Err(Drop(Reason::IngressDenied));
         }
         return Ok(());
     }
     if let Some(slot) = peer.slot
-        && slot.egress.flags != 0
         && is_judged(slot)
-        && !policy::allows(&slot.egress, own.identity, cidr_of(local), place)
+        && !policy::allows(egress_of(slot), own.identity, cidr_of(local), place)
     {
         return Err(Drop(Reason::EgressDenied));
     }
     // Whoever checks whether a pod is well is on the node.
     if peer.identity != identity::HOST
         && is_judged(own)
-        && !policy::allows(&own.ingress, peer.identity, peer.cidr, place)
+        && !policy::allows(ingress_of(own), peer.identity, peer.cidr, place)
     {
         return Err(Drop(Reason::IngressDenied));
     }
     Ok(())
+}
+
+#[inline(always)]
+fn egress_of(slot: &Slot) -> PolicyRef {
+    // SAFETY: an aligned word of a live map value, which user space writes.
+    unsafe { (&raw const slot.egress).read_volatile() }
+}
+
+#[inline(always)]
+fn ingress_of(slot: &Slot) -> PolicyRef {
+    // SAFETY: as above.
+    unsafe { (&raw const slot.ingress).read_volatile() }
 }
 
 /// What an adopted pod may do is its own plugin's affair.

@@ -6,31 +6,32 @@ use crate::maps::{POLICY, POLICY_RULES};
 
 /// Whether `policy` lets pass what has `identity` and the prefix `cidr` at its other end.
 #[inline(always)]
-pub fn allows(policy: &PolicyRef, identity: u32, cidr: u32, place: u32) -> bool {
-    policy.flags == 0 || asks(policy, identity, cidr, place)
+pub fn allows(policy: PolicyRef, identity: u32, cidr: u32, place: u32) -> bool {
+    policy.flags() == 0 || asks(policy.word(), identity, cidr, place)
 }
 
 /// Kept out of line: the rules are searched in four places otherwise.
 #[inline(never)]
-fn asks(policy: &PolicyRef, identity: u32, cidr: u32, place: u32) -> bool {
+fn asks(policy: u32, identity: u32, cidr: u32, place: u32) -> bool {
+    let policy = PolicyRef::of_word(policy);
     let mut row = None;
-    if policy.flags & policy_flag::IDENTITIES != 0 {
-        row = row_of(PolicyKey::identity(policy.policy, identity));
+    if policy.has(policy_flag::IDENTITIES) {
+        row = row_of(PolicyKey::identity(policy.policy(), identity));
     }
-    if row.is_none() && policy.flags & policy_flag::OTHERS != 0 {
-        row = Some(policy.others);
+    if row.is_none() && policy.has(policy_flag::OTHERS) {
+        row = row_of(PolicyKey::others(policy.policy()));
     }
     let mut said = row.map_or(Said::Nothing, |row| search(row, place));
-    if policy.flags & policy_flag::CIDRS != 0
+    if policy.has(policy_flag::CIDRS)
         && cidr != 0
-        && let Some(row) = row_of(PolicyKey::cidr(policy.policy, cidr))
+        && let Some(row) = row_of(PolicyKey::cidr(policy.policy(), cidr))
     {
         said = said.or(search(row, place));
     }
     match said {
         Said::Allow => true,
         Said::Deny => false,
-        Said::Nothing => policy.flags & policy_flag::DENY_BY_DEFAULT == 0,
+        Said::Nothing => !policy.has(policy_flag::DENY_BY_DEFAULT),
     }
 }
 

@@ -43,7 +43,6 @@ pub(super) struct Sizes {
 struct Held {
     rows: Arc<Rows>,
     users: u32,
-    others: PolicyRow,
     /// What is in the map, by subject.
     written: BTreeMap<u32, PolicyRow>,
 }
@@ -126,7 +125,7 @@ impl Book {
     }
 
     pub(super) fn rows_of(&self, policy: &PolicyRef) -> Option<&Rows> {
-        self.policies.get(&policy.policy).map(|held| &*held.rows)
+        self.policies.get(&policy.policy()).map(|held| &*held.rows)
     }
 
     /// Has policies with these rows, and one user more of each.
@@ -164,9 +163,7 @@ impl Book {
             }
         }
         let number = self.take_policy_number();
-        let others = self.place(&rows.others, writes)?;
-        let mut held =
-            Held { rows: Arc::new(rows.clone()), users: 1, others, written: BTreeMap::new() };
+        let mut held = Held { rows: Arc::new(rows.clone()), users: 1, written: BTreeMap::new() };
         for (subject, list) in self.expected(rows) {
             let row = self.place(&list, writes)?;
             let key = PolicyKey { policy: number, subject };
@@ -204,7 +201,8 @@ impl Book {
     }
 
     fn release(&mut self, policy: &PolicyRef) -> Vec<IpNetwork> {
-        let Some(held) = self.policies.get_mut(&policy.policy).filter(|_| policy.flags != 0) else {
+        let Some(held) = self.policies.get_mut(&policy.policy()).filter(|_| policy.flags() != 0)
+        else {
             return Vec::new();
         };
         let users = &mut Arc::make_mut(held).users;
@@ -212,13 +210,12 @@ impl Book {
         if *users != 0 {
             return Vec::new();
         }
-        let Some(held) = self.policies.remove(&policy.policy) else { return Vec::new() };
-        if self.by_rows.get(&held.rows) == Some(&policy.policy) {
+        let Some(held) = self.policies.remove(&policy.policy()) else { return Vec::new() };
+        if self.by_rows.get(&held.rows) == Some(&policy.policy()) {
             self.by_rows.remove(&held.rows);
         }
-        self.retired.places.push(held.others);
         for (&subject, &row) in &held.written {
-            self.retired.keys.push(PolicyKey { policy: policy.policy, subject });
+            self.retired.keys.push(PolicyKey { policy: policy.policy(), subject });
             self.retired.places.push(row);
         }
         let mut lost = Vec::new();
@@ -273,6 +270,9 @@ impl Book {
     fn expected(&self, rows: &Rows) -> BTreeMap<u32, RuleList> {
         let identities = rows.identities.iter().map(|(&one, list)| (one, list.clone()));
         let mut expected: BTreeMap<u32, RuleList> = identities.collect();
+        if !rows.others.is_empty() {
+            expected.insert(PolicyKey::OTHERS, rows.others.clone());
+        }
         if rows.cidrs.is_empty() {
             return expected;
         }
@@ -305,7 +305,7 @@ impl Book {
         let taken = self.retired.keys.iter().map(|key| key.policy).collect::<HashSet<_>>();
         loop {
             let number = self.next_policy;
-            self.next_policy = number.checked_add(1).unwrap_or(1);
+            self.next_policy = if number + 1 < PolicyRef::POLICIES { number + 1 } else { 1 };
             if !self.policies.contains_key(&number) && !taken.contains(&number) {
                 return number;
             }
@@ -350,15 +350,18 @@ impl Book {
         for (key, row) in &found.rows {
             by_policy.entry(key.policy).or_default().insert(key.subject, *row);
         }
-        for reference in found.references.iter().filter(|reference| reference.flags != 0) {
-            if let Some(held) = book.policies.get_mut(&reference.policy) {
+        for reference in found.references.iter().filter(|reference| reference.flags() != 0) {
+            if let Some(held) = book.policies.get_mut(&reference.policy()) {
                 Arc::make_mut(held).users += 1;
                 continue;
             }
-            let written = by_policy.get(&reference.policy).cloned().unwrap_or_default();
+            let written = by_policy.get(&reference.policy()).cloned().unwrap_or_default();
             book.adopt(reference, written, found);
         }
-        book.next_policy = book.policies.keys().max().map_or(1, |most| most.wrapping_add(1).max(1));
+        book.next_policy = match book.policies.keys().max() {
+            Some(most) if most + 1 < PolicyRef::POLICIES => most + 1,
+            _ => 1,
+        };
         // Only now is known which prefixes there are.
         let mut mend = Mend::default();
         let mut policies = std::mem::take(&mut book.policies);
@@ -396,33 +399,26 @@ impl Book {
             Some(found.rules.get(first..first.checked_add(count)?)?.into())
         };
         let mut rows = Rows {
-            default: if reference.flags & policy_flag::DENY_BY_DEFAULT != 0 {
+            default: if reference.flags() & policy_flag::DENY_BY_DEFAULT != 0 {
                 Action::Deny
             } else {
                 Action::Allow
             },
             ..Rows::default()
         };
-        let mut others = PolicyRow::default();
-        if reference.flags & policy_flag::OTHERS != 0
-            && let Some(list) = list(reference.others)
-            && self.arena.adopt(reference.others, &list)
-        {
-            others = reference.others;
-            rows.others = list;
-        }
         let mut kept = BTreeMap::new();
         for (subject, row) in written {
             let Some(list) = list(row) else { continue };
             let cidr = found.cidrs.get(&(subject & !PolicyKey::CIDR));
-            let is_cidr = subject & PolicyKey::CIDR != 0;
+            let is_cidr = subject & PolicyKey::CIDR != 0 && subject != PolicyKey::OTHERS;
             if is_cidr && cidr.is_none() || !self.arena.adopt(row, &list) {
                 continue;
             }
             match cidr.filter(|_| is_cidr) {
-                Some(&cidr) => rows.cidrs.insert(cidr, list),
-                None => rows.identities.insert(subject, list),
-            };
+                _ if subject == PolicyKey::OTHERS => rows.others = list,
+                Some(&cidr) => drop(rows.cidrs.insert(cidr, list)),
+                None => drop(rows.identities.insert(subject, list)),
+            }
             kept.insert(subject, row);
         }
         // Rows that it has only since others speak of the prefix are none of its own.
@@ -438,9 +434,9 @@ impl Book {
             }
         }
         let rows = Arc::new(rows);
-        self.by_rows.insert(rows.clone(), reference.policy);
-        let held = Held { rows, users: 1, others, written: kept };
-        self.policies.insert(reference.policy, Arc::new(held));
+        self.by_rows.insert(rows.clone(), reference.policy());
+        let held = Held { rows, users: 1, written: kept };
+        self.policies.insert(reference.policy(), Arc::new(held));
     }
 }
 
@@ -450,7 +446,7 @@ fn reference(policy: u32, held: &Held) -> PolicyRef {
         | flag(!held.rows.identities.is_empty(), policy_flag::IDENTITIES)
         | flag(!held.rows.cidrs.is_empty(), policy_flag::CIDRS)
         | flag(!held.rows.others.is_empty(), policy_flag::OTHERS);
-    PolicyRef { policy, flags, others: held.others }
+    PolicyRef::new(policy, flags)
 }
 
 #[cfg(test)]

@@ -26,17 +26,19 @@ impl Maps {
 
     /// What the kernel programs do.
     fn verdict(&self, policy: &PolicyRef, cidr: u32, packet: &Packet) -> Action {
-        if policy.flags == 0 {
+        if policy.flags() == 0 {
             return Action::Allow;
         }
-        let has = |flag| policy.flags & flag != 0;
+        let has = |flag| policy.has(flag);
         let by_identity = has(policy_flag::IDENTITIES)
-            .then(|| self.rows.get(&PolicyKey::identity(policy.policy, packet.identity)))
+            .then(|| self.rows.get(&PolicyKey::identity(policy.policy(), packet.identity)))
             .flatten();
-        let by_identity =
-            by_identity.copied().or(has(policy_flag::OTHERS).then_some(policy.others));
+        let others = has(policy_flag::OTHERS)
+            .then(|| self.rows.get(&PolicyKey::others(policy.policy())))
+            .flatten();
+        let by_identity = by_identity.or(others).copied();
         let by_cidr = (has(policy_flag::CIDRS) && cidr != 0)
-            .then(|| self.rows.get(&PolicyKey::cidr(policy.policy, cidr)).copied())
+            .then(|| self.rows.get(&PolicyKey::cidr(policy.policy(), cidr)).copied())
             .flatten();
         let place = PortRule::place(Protocol(packet.protocol), packet.port);
         let said = [by_identity, by_cidr].map(|row| {
@@ -162,7 +164,7 @@ proptest! {
             known.sort_by_key(|(cidr, _)| **cidr);
             expected.sort_by_key(|(cidr, _)| **cidr);
             prop_assert_eq!(known, expected);
-            for policy in maps.slots.iter().filter(|policy| policy.flags != 0) {
+            for policy in maps.slots.iter().filter(|policy| policy.flags() != 0) {
                 prop_assert_eq!(later.rows_of(policy), book.rows_of(policy));
             }
         }

@@ -7,7 +7,7 @@ mod restore;
 mod rows;
 
 use ipnetwork::IpNetwork;
-use podwire_abi::{IpcacheEntry, PolicyRef, PolicyRow, Slot, policy_flag, slot_flag};
+use podwire_abi::{IpcacheEntry, PolicyRef, Slot, policy_flag, slot_flag};
 use podwire_policy::{Compiled, MAX_IDENTITY};
 
 pub(crate) use book::Book;
@@ -44,11 +44,7 @@ pub struct Terms<'a> {
 }
 
 /// Nothing passes.
-pub(crate) const CLOSED: PolicyRef = PolicyRef {
-    policy: 0,
-    flags: policy_flag::DENY_BY_DEFAULT,
-    others: PolicyRow { first: 0, count: 0 },
-};
+pub(crate) const CLOSED: PolicyRef = PolicyRef::new(0, policy_flag::DENY_BY_DEFAULT);
 
 impl Datapath {
     /// Says what an endpoint may send and receive, effective for the very next packet, of flows that go on
@@ -131,7 +127,7 @@ impl Datapath {
     ) -> Result<Outcome> {
         let wanted = [&policy.ingress, &policy.egress];
         let last = [slot.ingress, slot.egress];
-        let is_so = |(wanted, last): (&podwire_policy::Rows, &PolicyRef)| match last.flags {
+        let is_so = |(wanted, last): (&podwire_policy::Rows, &PolicyRef)| match last.flags() {
             0 => wanted.permits_all(),
             _ => writer.book.rows_of(last) == Some(wanted),
         };
@@ -200,16 +196,11 @@ impl Exchange<'_> {
             tables.change(&marks, |_| {
                 let first = Relabel::plan(tables, &self.between, gained)?;
                 first.write(tables)?;
-                let now = tables.slots.get(self.number)?;
-                let with = |ingress, egress| Slot { ingress, egress, ..now };
                 let then = tables
-                    .slots
-                    .set(self.number, &with(*ingress, *egress))
-                    .map_err(Error::from)
+                    .refer(self.number, *ingress, *egress)
                     .and_then(|()| Relabel::plan(tables, &self.after, &self.lost)?.write(tables));
                 if then.is_err() {
-                    let _ =
-                        tables.slots.set(self.number, &with(self.slot.ingress, self.slot.egress));
+                    let _ = tables.refer(self.number, self.slot.ingress, self.slot.egress);
                     first.undo(tables);
                 }
                 then

@@ -69,29 +69,30 @@ impl Tables {
         let mut listings = Vec::new();
         for (number, slot) in (0..).zip(&slots).filter(|(_, slot)| slot.is_taken()) {
             for (flow, policy) in [(Flow::Ingress, slot.ingress), (Flow::Egress, slot.egress)] {
-                if policy.flags == 0 {
+                if policy.flags() == 0 {
                     continue;
                 }
-                let mut subjects = by_policy.get(&policy.policy).cloned().unwrap_or_default();
-                subjects.sort_unstable_by_key(|(subject, _)| *subject);
+                let mut subjects = by_policy.get(&policy.policy()).cloned().unwrap_or_default();
+                // That of others comes first.
+                subjects
+                    .sort_unstable_by_key(|(subject, _)| (*subject != PolicyKey::OTHERS, *subject));
                 let named = subjects.into_iter().map(|(subject, row)| {
                     let cidr = subject & !PolicyKey::CIDR;
                     let subject = match (subject == cidr, cidrs.get(&cidr)) {
                         (true, _) => Subject::Identity(subject),
+                        (false, _) if subject == PolicyKey::OTHERS => Subject::Others,
                         (false, Some(cidr)) => Subject::Cidr(*cidr),
                         (false, None) => Subject::Stale(cidr),
                     };
                     (subject, list(row))
                 });
-                let others = (policy.flags & policy_flag::OTHERS != 0)
-                    .then(|| (Subject::Others, list(policy.others)));
                 listings.push(PolicyListing {
                     slot: number,
                     ifindex: slot.ifindex,
                     flow,
-                    policy: policy.policy,
-                    default: default(&policy),
-                    rows: others.into_iter().chain(named).collect(),
+                    policy: policy.policy(),
+                    default: default(policy),
+                    rows: named.collect(),
                 });
             }
         }
@@ -99,9 +100,6 @@ impl Tables {
     }
 }
 
-fn default(policy: &PolicyRef) -> Action {
-    match policy.flags & policy_flag::DENY_BY_DEFAULT {
-        0 => Action::Allow,
-        _ => Action::Deny,
-    }
+fn default(policy: PolicyRef) -> Action {
+    if policy.has(policy_flag::DENY_BY_DEFAULT) { Action::Deny } else { Action::Allow }
 }

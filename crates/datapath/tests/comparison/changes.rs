@@ -159,8 +159,11 @@ impl<'n> Changes<'n> {
             let (first, count) = input.choose(&ROWS);
             PolicyRow { first, count }
         };
-        let reference = PolicyRef { policy: number, flags, others: row(input) };
+        let reference = PolicyRef::new(number, flags);
         let mut rules = Vec::new();
+        if flags & policy_flag::OTHERS != 0 {
+            rules.push((PolicyKey::others(number), row(input)));
+        }
         if flags & policy_flag::IDENTITIES != 0 {
             for _ in 0..1 + input.byte() % 2 {
                 rules.push((PolicyKey::identity(number, input.choose(&IDENTITIES)), row(input)));

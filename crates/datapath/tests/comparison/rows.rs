@@ -82,18 +82,18 @@ pub fn prefix(key: &Prefix<Address>) -> model::Prefix {
 }
 
 pub fn policy(reference: PolicyRef) -> model::Policy {
-    let PolicyRef { policy, flags, others } = reference;
     model::Policy {
-        number: policy,
-        denies_by_default: flags & policy_flag::DENY_BY_DEFAULT != 0,
-        has_identities: flags & policy_flag::IDENTITIES != 0,
-        has_cidrs: flags & policy_flag::CIDRS != 0,
-        others: (flags & policy_flag::OTHERS != 0).then_some((others.first, others.count)),
+        number: reference.policy(),
+        denies_by_default: reference.has(policy_flag::DENY_BY_DEFAULT),
+        has_identities: reference.has(policy_flag::IDENTITIES),
+        has_cidrs: reference.has(policy_flag::CIDRS),
+        has_others: reference.has(policy_flag::OTHERS),
     }
 }
 
 pub fn policy_row((key, row): (PolicyKey, PolicyRow)) -> ((u32, model::Subject), (u32, u32)) {
     let subject = match key.subject.checked_sub(PolicyKey::CIDR) {
+        Some(0) => model::Subject::Others,
         Some(number) => model::Subject::Cidr(number),
         None => model::Subject::Identity(key.subject),
     };

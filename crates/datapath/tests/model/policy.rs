@@ -13,8 +13,8 @@ pub struct Policy {
     pub has_identities: bool,
     /// There are rules for prefixes.
     pub has_cidrs: bool,
-    /// Rules for everybody for whose identity there are none.
-    pub others: Option<Rules>,
+    /// There are rules for everybody for whose identity there are none.
+    pub has_others: bool,
 }
 
 /// Rules, by their places: the first one's, and how many.
@@ -25,6 +25,7 @@ pub type Rules = (u32, u32);
 pub enum Subject {
     Identity(u32),
     Cidr(u32),
+    Others,
 }
 
 /// What holds for a range of ports.
@@ -59,7 +60,8 @@ impl Policies {
         let of_identity = policy.has_identities.then(|| row(Subject::Identity(identity))).flatten();
         let of_cidr =
             cidr.filter(|_| policy.has_cidrs).and_then(|number| row(Subject::Cidr(number)));
-        let says: Vec<_> = [of_identity.or(policy.others), of_cidr]
+        let others = || policy.has_others.then(|| row(Subject::Others)).flatten();
+        let says: Vec<_> = [of_identity.or_else(others), of_cidr]
             .into_iter()
             .flatten()
             .filter_map(|(first, count)| {
