@@ -82,6 +82,32 @@ fn forget(node: &Node) {
     node.maps.pending().clear();
 }
 
+/// RFC 9293, figure 8.
+#[test]
+#[ignore = "needs root: loads programs in a namespace of its own"]
+fn a_connection_that_both_sides_begin_at_once_is_confirmed() {
+    on_node(|node| {
+        for sides in Sides::of(node) {
+            // Either side's flow may be the one that they agree on.
+            for port in [1, 300, 40_000, u16::MAX] {
+                let sides = sides.with_client_port(port);
+                let before = confirmed(node).len();
+                for flags in [SYN, SYN | ACK, ACK] {
+                    assert_eq!(sides.client_sends(flags), Reason::Delivered);
+                    assert_eq!(sides.server_sends(flags), Reason::Delivered);
+                }
+                assert_eq!(confirmed(node).len(), before + 2, "port {port}");
+                let judged = event(node, FlowEvent::Judged);
+                for _ in 0..3 {
+                    sides.client_sends(ACK);
+                    sides.server_sends(ACK);
+                }
+                assert_eq!(event(node, FlowEvent::Judged), judged, "they have the short way");
+            }
+        }
+    });
+}
+
 #[test]
 #[ignore = "needs root: loads programs in a namespace of its own"]
 fn a_connection_is_confirmed_by_the_third_packet() {

@@ -278,6 +278,38 @@ fn a_policy_that_turns_to_deny_stops_a_flow_at_once() {
     });
 }
 
+/// Of two policies that both deny a packet, the number of one with the flags of the other would let it pass.
+#[test]
+#[ignore = "needs root: a node in namespaces of its own"]
+fn policies_that_both_deny_let_nothing_pass_while_they_are_exchanged() {
+    let deny = Rule {
+        action: Action::Deny,
+        peer: podwire_policy::Peer::Everybody,
+        protocol: "udp".parse().unwrap(),
+        ports: PORT.to_string().parse().unwrap(),
+    };
+    let all_but = Direction { default: Action::Allow, rules: vec![deny] };
+    let all_but = Compiled::of(&Policy { ingress: all_but, ..Policy::default() }).unwrap();
+    let policies = [deny_all(), all_but];
+    on_stage(|stage| {
+        let Stage { datapath, friend, .. } = stage;
+        datapath.add_endpoint(&friend.config(&SHARED)).unwrap();
+        for target in SHARED {
+            let _ = datapath.set_policy(friend.ifindex, &policies[1]).unwrap();
+            let before = friend.received();
+            stage.under_traffic(target, |sent| {
+                wait_for(|| sent.load(Ordering::Relaxed), RUN_UP);
+                for policy in policies.iter().cycle().take(40 * ROUNDS) {
+                    let _ = datapath.set_policy(friend.ifindex, policy).unwrap();
+                }
+                wait_for(|| sent.load(Ordering::Relaxed), RUN_UP);
+            });
+            thread::sleep(SILENCE);
+            assert_eq!(friend.received(), before, "{target}");
+        }
+    });
+}
+
 #[test]
 #[ignore = "needs root: a node in namespaces of its own"]
 fn an_identity_that_moves_takes_the_permission_with_it() {
