@@ -10,7 +10,7 @@ use std::{fmt::Debug, net::IpAddr};
 use libfuzzer_sys::fuzz_target;
 use podwire_abi::{
     Address, Counter, EthernetPair, Flow, FlowEntry, FlowHash, FlowKey, FragmentKey, FragmentPorts,
-    IpcacheEntry, NatEntry, NatKey, NodeConfig, NodeState, Pending, PendingEntry, PolicyKey,
+    IpcacheEntry, NatEntry, NatKey, NodeConfig, NodeState, PendingEntry, PendingSet, PolicyKey,
     PolicyRow, PortRule, Slot, Verdict, remote_place, tcp_seen,
 };
 use podwire_bpf::{Prefix, fuzzing};
@@ -74,7 +74,7 @@ fn flow(bytes: &[u8]) {
     let (packets, tcp) = (flow.packets(), flow.tcp());
     assert_eq!(flow.with(packets, tcp), flow);
     assert_eq!(tcp_seen::turned(tcp_seen::turned(tcp)), tcp);
-    let _ = (layout::<FlowEntry>(bytes), layout::<Pending>(bytes), layout::<PendingEntry>(bytes));
+    let _ = (layout::<FlowEntry>(bytes), layout::<PendingEntry>(bytes), layout::<PendingSet>(bytes));
 }
 
 fn policy(bytes: &[u8]) {

@@ -82,6 +82,25 @@ fn forget(node: &Node) {
     node.maps.pending().clear();
 }
 
+/// Whoever is killed between emptying an entry and giving it back leaves that to the next start.
+#[test]
+#[ignore = "needs root: loads programs in a namespace of its own"]
+fn entries_that_are_taken_and_empty_are_given_back_at_the_next_start() {
+    on_node(|node| {
+        let [sides, _] = Sides::of(node);
+        sides.open();
+        let taken = node.maps.flow_ways.values().unwrap();
+        let lost: Vec<_> = (0..).zip(taken.iter().map(|word| word | 0x00ff_0000_00ff)).collect();
+        node.maps.flow_ways.set_batch(&lost).unwrap();
+        let options = Options::new("/sys/fs/bpf/podwire");
+        drop(podwire_datapath::Datapath::open(&options).unwrap());
+        assert_eq!(node.maps.flow_ways.values().unwrap(), taken);
+        let judged = event(node, FlowEvent::Judged);
+        assert_eq!(sides.client_sends(ACK), Reason::Delivered);
+        assert_eq!(event(node, FlowEvent::Judged), judged, "the flow is known as before");
+    });
+}
+
 /// RFC 9293, figure 8.
 #[test]
 #[ignore = "needs root: loads programs in a namespace of its own"]

@@ -633,7 +633,7 @@ fn deny(node: &Node, pod: &TestPod) {
     let slot = endpoints.iter().find(|row| row.addresses.contains(&pod.v4)).unwrap().slot;
     let path = format!("{BPFFS}/maps/{}", map::SLOTS);
     let slots = node.host.run(|| Array::<Slot>::open(path)).unwrap();
-    let egress = PolicyRef { flags: policy_flag::DENY_BY_DEFAULT, ..PolicyRef::default() };
+    let egress = PolicyRef::new(0, policy_flag::DENY_BY_DEFAULT);
     slots.set(slot, &Slot { egress, ..slots.get(slot).unwrap() }).unwrap();
 }
 
