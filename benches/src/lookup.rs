@@ -7,6 +7,8 @@ use podwire_bpf::{
     PerCpuHashMap, Plain, Prefix, SkbContext,
 };
 
+use podwire_datapath::abi::{Flow, FlowEntry, FlowHash, FlowKey, WAYS};
+
 use crate::{
     error::{Error, Result},
     keys,
@@ -49,6 +51,10 @@ pub enum Table {
     TwoTier,
     /// The same tables; addresses of prefixes are looked up, first in the hash map, in vain.
     TwoTierPrefix,
+    /// Flows in sets, as the datapath has them; their packets are counted.
+    Flow,
+    /// The same, with a table of 1,024 flows of each CPU in front.
+    FlowNear,
 }
 
 /// Which programs measure a table.
@@ -59,7 +65,7 @@ struct Programs {
 
 impl Table {
     /// All of them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 15] = [
         Self::Array,
         Self::Hash4,
         Self::Hash16,
@@ -73,6 +79,8 @@ impl Table {
         Self::Lpm16Mixed,
         Self::TwoTier,
         Self::TwoTierPrefix,
+        Self::Flow,
+        Self::FlowNear,
     ];
 
     /// Its name in reports, and that of the program that looks it up.
@@ -96,6 +104,8 @@ impl Table {
             Self::Lpm16Mixed => ("lpm16_mixed", "draw_trie_mixed16"),
             Self::TwoTier => ("two_tier", "draw_host16"),
             Self::TwoTierPrefix => ("two_tier_prefix", "draw_mixed16"),
+            Self::Flow => ("flow", "draw_flow"),
+            Self::FlowNear => ("flow_near", "draw_flow"),
         };
         Programs { lookup, draw }
     }
@@ -115,6 +125,7 @@ impl Table {
             Self::TwoTier | Self::TwoTierPrefix => {
                 vec![("HASH16", entries), ("LPM16", keys::PREFIXES)]
             }
+            Self::Flow | Self::FlowNear => vec![("FLOWS", flow_sets(entries))],
         }
     }
 }
@@ -122,6 +133,13 @@ impl Table {
 /// An LRU map keeps entries free on each CPU and evicts before it is full.
 fn lru_room(entries: u32) -> u32 {
     entries + entries / 4 + 1024
+}
+
+/// Sets of flows, of which half of the entries are taken then, or fewer.
+fn flow_sets(entries: u32) -> u32 {
+    #[expect(clippy::cast_possible_truncation, reason = "eight")]
+    let sets = entries.div_ceil(WAYS as u32 / 2);
+    sets.next_power_of_two()
 }
 
 /// A filled table, its programs loaded.
@@ -141,7 +159,10 @@ impl Lookup {
     pub fn new(table: Table, entries: u32) -> Result<Self> {
         let Programs { lookup, draw } = table.programs();
         let drawn = if table == Table::TwoTierPrefix { keys::PREFIXES } else { entries };
-        let mut loader = Loader::new(OBJECT).global("ENTRIES", &drawn).programs([lookup, draw]);
+        let mut loader = Loader::new(OBJECT)
+            .global("ENTRIES", &drawn)
+            .global("SETS_MASK", &(flow_sets(entries) - 1))
+            .programs([lookup, draw]);
         for (map, room) in table.maps(entries) {
             loader = loader.max_entries(map, room);
         }
@@ -222,8 +243,30 @@ fn fill(object: &Object, table: Table, entries: u32) -> Result<()> {
             fill_hash::<_, Plain>(&object.map("HASH16")?, entries, keys::host16)?;
             fill_mixed16(object, keys::PREFIXES)?;
         }
+        Table::Flow | Table::FlowNear => fill_flows(object, entries)?,
     }
     Ok(())
+}
+
+/// Each flow in the emptier of its two sets, at the first free entry that is looked at.
+fn fill_flows(object: &Object, entries: u32) -> Result<()> {
+    let mask = flow_sets(entries) - 1;
+    let mut sets = vec![[FlowEntry::default(); WAYS]; mask as usize + 1];
+    for index in 0..entries {
+        let words = keys::flow(index);
+        let hash = FlowHash::new(&keys::SEED, words);
+        let [first, second] = [hash.first_set(mask), hash.second_set(mask)];
+        let is_free = |entry: &FlowEntry| entry.key == FlowKey::default();
+        let free = |set: u32| sets[set as usize].iter().filter(|entry| is_free(entry)).count();
+        let set = if free(first) < free(second) { second } else { first };
+        let mut ways = (0..WAYS).map(|step| hash.way() ^ step);
+        let way = ways.find(|way| is_free(&sets[set as usize][*way]));
+        let way = way.ok_or(Error::Path { what: format!("flow {index}"), problem: "no room" })?;
+        let flow = Flow { bytes: index.into(), ..Flow::default() };
+        sets[set as usize][way] = FlowEntry { key: FlowKey::of_words(words), flow };
+    }
+    let sets: Vec<_> = (0..).zip(sets).collect();
+    Ok(object.map::<Array<[FlowEntry; WAYS]>>("FLOWS")?.set_batch(&sets)?)
 }
 
 fn fill_hash<K: MapKey, T: HashKind>(

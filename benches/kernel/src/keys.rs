@@ -36,6 +36,24 @@ pub const fn key40(index: u32) -> [u32; 10] {
     [a, b, index, !a, !index, a ^ 0x5555_5555, b ^ 0x3333_3333, !b, a, 0]
 }
 
+/// The words of a flow's key: a TCP flow of one endpoint.
+#[inline(always)]
+pub const fn flow(index: u32) -> [u64; 3] {
+    let ports = index.wrapping_mul(0x9e37_79b1) as u64;
+    [ports << 32 | 6 << 16 | 7, 0, (spread(!index) as u64) << 32 | 0xffff_0000]
+}
+
+/// What flows are hashed by.
+pub const SEED: [u64; 7] = [
+    0x9e37_79b9_7f4a_7c15,
+    0xbf58_476d_1ce4_e5b9,
+    0x94d0_49bb_1331_11eb,
+    0xd6e8_feb8_6659_fd93,
+    0xa076_1d64_78bd_642f,
+    0xe703_7ed1_a0b4_28db,
+    0x8ebc_6af0_9c88_c6e3,
+];
+
 /// A host's IPv4 address.
 #[inline(always)]
 pub const fn host4(index: u32) -> [u32; 1] {

@@ -6,14 +6,15 @@
 //! is the lookup.
 #![no_std]
 #![no_main]
-#![feature(asm_experimental_arch)]
+#![feature(asm_experimental_arch, core_intrinsics)]
+#![expect(internal_features, reason = "Rust has no atomic addition of its own on this target")]
 
 mod keys;
 
 use core::{arch::asm, hint::black_box, mem::offset_of};
 
 use aya_ebpf::{
-    bindings::__sk_buff,
+    bindings::{__sk_buff, BPF_F_MMAPABLE},
     btf_maps::{
         Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, ProgramArray,
         lpm_trie::Key,
@@ -22,6 +23,7 @@ use aya_ebpf::{
     macros::{btf_map, classifier},
     programs::TcContext,
 };
+use podwire_abi::{FlowEntry, FlowHash, WAYS, fold, recent};
 
 const TC_ACT_OK: i32 = 0;
 const TC_ACT_SHOT: i32 = 2;
@@ -53,6 +55,24 @@ static LPM4: LpmTrie<[u32; 1], u32, 1> = LpmTrie::new();
 #[btf_map]
 static LPM16: LpmTrie<[u32; 4], u32, 1> = LpmTrie::new();
 
+/// Flows in sets, as the datapath has them.
+#[btf_map]
+static FLOWS: Array<[FlowEntry; WAYS], 1, { BPF_F_MMAPABLE as usize }> = Array::new();
+/// What each CPU may have in front of them.
+#[btf_map]
+static NEAR: PerCpuArray<Near, { 1 << NEAR_BITS }> = PerCpuArray::new();
+
+const NEAR_BITS: u32 = 10;
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Near {
+    key: [u64; 3],
+    value: u64,
+    recent: u64,
+    reserved: [u64; 3],
+}
+
 /// How many lookups gave the right value, and how many did not.
 #[btf_map]
 static TALLY: PerCpuArray<Tally, 1> = PerCpuArray::new();
@@ -80,6 +100,10 @@ struct Tally {
 struct Template {
     bytes: [u8; TEMPLATE_LEN],
 }
+
+/// Sets of flows, less one; set before loading.
+#[unsafe(no_mangle)]
+static SETS_MASK: u32 = 0;
 
 /// Entries that are drawn from; set before loading.
 #[unsafe(no_mangle)]
@@ -136,6 +160,7 @@ draw!(draw_trie_host16, trie_host16);
 draw!(draw_trie_mixed16, trie_mixed16);
 draw!(draw_host16, keys::host16);
 draw!(draw_mixed16, keys::within_mixed16);
+draw!(draw_flow, keys::flow);
 
 // SAFETY (of every `get`): an aligned word of a live map value, read at once.
 lookup!(array, core::convert::identity::<u32>, |index: &u32| ARRAY
@@ -153,6 +178,53 @@ lookup!(lpm16, trie_host16, longest16);
 lookup!(lpm16_mixed, trie_mixed16, longest16);
 lookup!(two_tier, keys::host16, two_tiers);
 lookup!(two_tier_prefix, keys::within_mixed16, two_tiers);
+lookup!(flow, keys::flow, counted);
+lookup!(flow_near, keys::flow, counted_near);
+
+/// A flow in its set, with its packet counted there.
+#[inline(always)]
+fn counted(key: &[u64; 3]) -> u64 {
+    let hash = FlowHash::new(&keys::SEED, *key);
+    // SAFETY: a static of this program; volatile, since the loader rewrites it.
+    let mask = unsafe { core::ptr::read_volatile(&raw const SETS_MASK) };
+    for number in [hash.first_set(mask), hash.second_set(mask)] {
+        let Some(set) = FLOWS.get_ptr_mut(number) else { return NOT_FOUND };
+        for step in 0..WAYS {
+            // SAFETY: a set has as many entries as there are ways.
+            let entry = unsafe { set.cast::<FlowEntry>().add((hash.way() ^ step) & (WAYS - 1)) };
+            // SAFETY: words of a live map value, and a key is three of them.
+            let found = unsafe { entry.cast::<[u64; 3]>().read_volatile() };
+            if found[0] == key[0] && found[1] == key[1] && found[2] == key[2] {
+                // SAFETY: aligned words of a live map value.
+                return unsafe {
+                    use core::intrinsics::{AtomicOrdering::Relaxed, atomic_xadd};
+                    let word = &raw mut (*entry).flow.recent;
+                    atomic_xadd::<u64, u64, { Relaxed }>(word, recent::one(64));
+                    (*entry).flow.bytes
+                };
+            }
+        }
+    }
+    NOT_FOUND
+}
+
+/// The same, with what this CPU has met last in front; its packets are counted here.
+#[inline(always)]
+fn counted_near(key: &[u64; 3]) -> u64 {
+    let place = fold(key[0] ^ key[2]).wrapping_mul(0x9e37_79b1) >> (u32::BITS - NEAR_BITS);
+    let Some(near) = NEAR.get_ptr_mut(place) else { return NOT_FOUND };
+    // SAFETY: this CPU's own element.
+    let near = unsafe { &mut *near };
+    if near.key[0] == key[0] && near.key[1] == key[1] && near.key[2] == key[2] {
+        near.recent += recent::one(64);
+        return near.value;
+    }
+    let value = counted(key);
+    if value != NOT_FOUND {
+        *near = Near { key: *key, value, recent: 0, reserved: [0; 3] };
+    }
+    value
+}
 
 #[inline(always)]
 fn trie_host4(index: u32) -> Key<[u32; 1]> {

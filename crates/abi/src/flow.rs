@@ -89,6 +89,12 @@ impl FlowKey {
         zerocopy::transmute!(*self)
     }
 
+    /// The key that has these [`words`](Self::words).
+    #[must_use]
+    pub fn of_words(words: [u64; 3]) -> Self {
+        zerocopy::transmute!(words)
+    }
+
     /// A few bits of what the flow is, for its [`Verdict`].
     #[must_use]
     #[inline(always)]
@@ -190,6 +196,7 @@ impl FlowHash {
     /// What tells most flows of a set apart.
     #[must_use]
     #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "the lower bits")]
     pub const fn rest(self) -> u32 {
         (self.0 >> 12) as u32
     }
@@ -589,6 +596,7 @@ mod tests {
     fn the_other_direction_of_the_other_direction_is_the_flow() {
         let key = key();
         assert_eq!(key.turned().turned(), key);
+        assert_eq!(FlowKey::of_words(key.words()), key);
         assert_eq!(key.turned().direction, direction::RECEIVED);
         let local = Address::from_ipv4([10, 0, 0, 2]);
         let mirrored = key.mirrored(9, local);

@@ -361,9 +361,14 @@ fn a_policy_that_turns_to_deny_stops_flows_in_both_directions_at_once() {
                 let (sent, received) = (counter(&a, "tx_packets"), counter(&b, "rx_packets"));
                 assert!(sent > 0 && received > 0);
                 set(&node, pod, rules.clone());
-                // What has been decided before the change is on its way at most.
-                thread::sleep(Duration::from_millis(50));
-                let (at_a, at_b) = (counter(&a, "rx_packets"), counter(&b, "rx_packets"));
+                // What has been decided before the change is on its way at most, in the kernel's queues.
+                let received = || (counter(&a, "rx_packets"), counter(&b, "rx_packets"));
+                let mut last = received();
+                until("the queues are empty", || {
+                    thread::sleep(Duration::from_millis(50));
+                    last == std::mem::replace(&mut last, received())
+                });
+                let (at_a, at_b) = last;
                 thread::sleep(PATIENCE);
                 assert_eq!(counter(&b, "rx_packets"), at_b, "to b after {rules}, {mode}");
                 assert_eq!(counter(&a, "rx_packets"), at_a, "to a after {rules}, {mode}");
