@@ -366,7 +366,8 @@ fn a_policy_that_turns_to_deny_stops_flows_in_both_directions_at_once() {
                 let mut last = received();
                 until("the queues are empty", || {
                     thread::sleep(Duration::from_millis(50));
-                    last == std::mem::replace(&mut last, received())
+                    let before = std::mem::replace(&mut last, received());
+                    before == last
                 });
                 let (at_a, at_b) = last;
                 thread::sleep(PATIENCE);
