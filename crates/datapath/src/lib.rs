@@ -24,8 +24,8 @@ pub use flows::{
     Timeouts,
 };
 pub use nat::{
-    LinkHeader, Nat, NatCount, NatEnd, NatFilter, NatOrigin, NatRow, NatState, NatSwept,
-    NatTimeouts, PortRange, UplinkConfig,
+    LinkHeader, Nat, NatCount, NatEnd, NatFilter, NatOrigin, NatRow, NatSwept, PortRange,
+    UplinkConfig,
 };
 pub use podwire_abi as abi;
 pub use podwire_abi::{FlowEvent, map};

@@ -17,6 +17,7 @@ use podwire_bpf::{HashMap, LpmTrie, LruHashMap, Prefix, Removal};
 use crate::{
     datapath::Datapath,
     error::{Error, Result},
+    flows::{FlowState, Timeout, Timeouts},
     tables::maps_folder,
 };
 
@@ -49,7 +50,7 @@ pub struct NatRow {
     /// Whether the node itself began it.
     pub origin: NatOrigin,
     /// How far it is.
-    pub state: NatState,
+    pub state: FlowState,
     /// How long ago it began.
     pub age: Duration,
     /// How long no packet was seen.
@@ -87,112 +88,6 @@ pub enum NatOrigin {
     Node,
 }
 
-/// How far a conversation is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum NatState {
-    /// TCP that is not acknowledged from both sides.
-    Opening,
-    /// TCP that is.
-    Established,
-    /// TCP of which one side has sent its FIN.
-    Closing,
-    /// TCP after both FINs or a reset.
-    Ended,
-    /// Anything else that nobody has answered to.
-    Unreplied,
-    /// Anything else.
-    Replied,
-}
-
-impl NatState {
-    /// Its name.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Opening => "opening",
-            Self::Established => "established",
-            Self::Closing => "closing",
-            Self::Ended => "ended",
-            Self::Unreplied => "unreplied",
-            Self::Replied => "replied",
-        }
-    }
-}
-
-/// How long a mapping stays without packets.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct NatTimeouts {
-    /// TCP in [`NatState::Opening`].
-    pub tcp_opening: Duration,
-    /// TCP in [`NatState::Established`]. Longer than the two hours after which keep-alive probes begin.
-    pub tcp_established: Duration,
-    /// TCP in [`NatState::Closing`].
-    pub tcp_closing: Duration,
-    /// TCP in [`NatState::Ended`].
-    pub tcp_ended: Duration,
-    /// UDP that nobody has answered to.
-    pub udp: Duration,
-    /// UDP otherwise; RFC 4787, REQ-5, asks for two minutes at least.
-    pub udp_replied: Duration,
-    /// Echoes; RFC 5508, REQ-2, asks for a minute at least.
-    pub icmp: Duration,
-    /// All else that nobody has answered to.
-    pub other: Duration,
-    /// All else.
-    pub other_replied: Duration,
-}
-
-impl Default for NatTimeouts {
-    fn default() -> Self {
-        let seconds = Duration::from_secs;
-        Self {
-            tcp_opening: seconds(60),
-            tcp_established: seconds(8000),
-            tcp_closing: seconds(600),
-            tcp_ended: seconds(30),
-            udp: seconds(30),
-            udp_replied: seconds(120),
-            icmp: seconds(60),
-            other: seconds(60),
-            other_replied: seconds(300),
-        }
-    }
-}
-
-impl NatTimeouts {
-    fn of(&self, protocol: Protocol, state: NatState) -> Duration {
-        match (protocol, state) {
-            (_, NatState::Opening) => self.tcp_opening,
-            (_, NatState::Established) => self.tcp_established,
-            (_, NatState::Closing) => self.tcp_closing,
-            (_, NatState::Ended) => self.tcp_ended,
-            (Protocol::UDP, NatState::Unreplied) => self.udp,
-            (Protocol::UDP, NatState::Replied) => self.udp_replied,
-            (Protocol::ICMP | Protocol::ICMPV6, _) => self.icmp,
-            (_, NatState::Unreplied) => self.other,
-            (_, NatState::Replied) => self.other_replied,
-        }
-    }
-
-    /// All of them, shortened to a quarter: for a table that fills up.
-    #[must_use]
-    pub fn hurried(&self) -> Self {
-        Self {
-            tcp_opening: self.tcp_opening / 4,
-            tcp_established: self.tcp_established / 4,
-            tcp_closing: self.tcp_closing / 4,
-            tcp_ended: self.tcp_ended / 4,
-            udp: self.udp / 4,
-            udp_replied: self.udp_replied / 4,
-            icmp: self.icmp / 4,
-            other: self.other / 4,
-            other_replied: self.other_replied / 4,
-        }
-    }
-}
-
 /// Which mappings are meant: those that all of it applies to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct NatFilter {
@@ -219,11 +114,19 @@ impl NatFilter {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct NatSwept {
     /// Mappings that are left.
-    pub mappings: usize,
-    /// Mappings that were idle for too long, and are gone.
-    pub removed: usize,
+    pub mappings: u32,
+    /// Mappings that were idle for too long, and are gone, in the order of [`Timeout::ALL`].
+    pub expired: [u64; Timeout::COUNT],
     /// Mappings that there is room for.
-    pub room: usize,
+    pub room: u32,
+}
+
+impl NatSwept {
+    /// Mappings that were idle for too long.
+    #[must_use]
+    pub fn expired_in_all(&self) -> u64 {
+        self.expired.iter().sum()
+    }
 }
 
 /// An uplink, as its programs know it.
@@ -355,28 +258,48 @@ impl Nat {
         self.remove_all(pairs(&entries).filter(|pair| !keep(pair.out.1.address.into())))
     }
 
-    /// Removes what was idle for too long, in both directions.
+    /// How long mappings may be idle unless something else is wanted: as flows, but where a mapping that is
+    /// gone is a conversation that is broken.
+    ///
+    /// UDP has two minutes, answered or not (RFC 4787, REQ-5), an echo one (RFC 5508, REQ-2). A connection that
+    /// one side has closed counts as established (RFC 5382, REQ-5): it has more than the two hours after which
+    /// keep-alive probes begin. One that opens or has ended has less than the four minutes that are asked for
+    /// there: each takes a port, and nothing is lost with it but the answer to a repeated FIN.
+    #[must_use]
+    pub fn default_timeouts() -> Timeouts {
+        let mut timeouts = Timeouts::default();
+        for (timeout, seconds) in
+            [(Timeout::TcpClosing, 8000), (Timeout::UdpOneSided, 120), (Timeout::Icmp, 60)]
+        {
+            // Only what is out of range is refused.
+            let _ = timeouts.set(timeout, seconds);
+        }
+        timeouts
+    }
+
+    /// Removes what was idle, in both directions, for longer than it may.
     ///
     /// # Errors
     ///
     /// If the map cannot be read or changed.
-    pub fn sweep(&self, timeouts: &NatTimeouts) -> Result<NatSwept> {
+    pub fn sweep(&self, timeouts: &Timeouts) -> Result<NatSwept> {
+        // Before the entries: what is seen later is younger than that.
         let now = seconds()?;
         let entries = self.mappings.entries()?;
-        let mut swept =
-            NatSwept { room: self.mappings.max_entries() as usize / 2, ..NatSwept::default() };
+        let room = self.mappings.max_entries() / 2;
+        let mut swept = NatSwept { room, ..NatSwept::default() };
         let mut stale = Vec::new();
         let mut known = HashSet::new();
         for pair in pairs(&entries) {
             known.insert(pair.out.0.other(&pair.out.1));
-            let timeout = timeouts.of(pair.out.0.protocol, state(&pair));
-            if idle(&pair, now) < timeout {
-                swept.mappings += 1;
+            let timeout = Timeout::of(pair.out.0.protocol, state(&pair));
+            if timeouts.is_over(timeout, seen(&pair), now) {
+                stale.push((pair, timeout));
             } else {
-                stale.push(pair);
+                swept.mappings += 1;
             }
         }
-        for pair in stale {
+        for (pair, timeout) in stale {
             // It may have been used since it was read.
             let unchanged = |key: &NatKey, seen: u32| -> Result<bool> {
                 Ok(self.mappings.get(key)?.is_none_or(|entry| entry.seen == seen))
@@ -387,7 +310,7 @@ impl Nat {
                 && (pair.back.is_none() || unchanged(&back, back_seen)?)
             {
                 self.remove_pair(&pair.out.0, &back)?;
-                swept.removed += 1;
+                swept.expired[timeout as usize] += 1;
             } else {
                 swept.mappings += 1;
             }
@@ -501,30 +424,32 @@ fn row(pair: &Pair, now: u32) -> NatRow {
         origin: if entry.flags & nat_flag::NODE == 0 { NatOrigin::Pod } else { NatOrigin::Node },
         state: state(pair),
         age: Duration::from_secs(now.saturating_sub(entry.created).into()),
-        idle: idle(pair, now),
+        idle: Duration::from_secs(now.saturating_sub(seen(pair)).into()),
         sent: count(entry),
         received: count(&back),
     }
 }
 
-fn idle(pair: &Pair, now: u32) -> Duration {
+/// When a packet of either direction was.
+fn seen(pair: &Pair) -> u32 {
     let back = pair.back.filter(|back| back.packets != 0).map_or(0, |back| back.seen);
-    Duration::from_secs(now.saturating_sub(pair.out.1.seen.max(back)).into())
+    pair.out.1.seen.max(back)
 }
 
-fn state(pair: &Pair) -> NatState {
+fn state(pair: &Pair) -> FlowState {
     const ACK: u8 = nat_tcp::ACK;
     const FIN: u8 = nat_tcp::FIN;
     let back = pair.back.unwrap_or_default();
     let (sent, received) = (pair.out.1.tcp, back.tcp);
     match pair.out.0.protocol {
-        Protocol::TCP if (sent | received) & nat_tcp::RST != 0 => NatState::Ended,
-        Protocol::TCP if sent & received & FIN != 0 => NatState::Ended,
-        Protocol::TCP if (sent | received) & FIN != 0 => NatState::Closing,
-        Protocol::TCP if sent & received & ACK != 0 => NatState::Established,
-        Protocol::TCP => NatState::Opening,
-        _ if back.packets == 0 => NatState::Unreplied,
-        _ => NatState::Replied,
+        Protocol::TCP if (sent | received) & nat_tcp::RST != 0 => FlowState::Ended,
+        Protocol::TCP if sent & received & FIN != 0 => FlowState::Ended,
+        // Also a FIN that nobody has answered to: it may be of no connection at all.
+        Protocol::TCP if sent & received & ACK == 0 => FlowState::Opening,
+        Protocol::TCP if (sent | received) & FIN != 0 => FlowState::Closing,
+        Protocol::TCP => FlowState::Established,
+        _ if back.packets == 0 => FlowState::OneSided,
+        _ => FlowState::Replied,
     }
 }
 
@@ -583,28 +508,29 @@ mod tests {
     fn states_follow_both_directions() {
         use nat_tcp::{ACK, FIN, RST, SYN};
         let of = |sent, received| state(&pair(Protocol::TCP, sent, Some(received)));
-        assert_eq!(of(SYN, 0), NatState::Opening);
-        assert_eq!(of(SYN, SYN | ACK), NatState::Opening);
-        assert_eq!(of(SYN | ACK, SYN | ACK), NatState::Established);
-        assert_eq!(of(SYN | ACK | FIN, SYN | ACK), NatState::Closing);
-        assert_eq!(of(SYN | ACK | FIN, SYN | ACK | FIN), NatState::Ended);
-        assert_eq!(of(SYN | ACK, ACK | RST), NatState::Ended);
-        assert_eq!(state(&pair(Protocol::UDP, 0, None)), NatState::Unreplied);
-        assert_eq!(state(&pair(Protocol::UDP, 0, Some(0))), NatState::Replied);
+        assert_eq!(of(SYN, 0), FlowState::Opening);
+        assert_eq!(of(SYN, SYN | ACK), FlowState::Opening);
+        assert_eq!(of(SYN | ACK, SYN | ACK), FlowState::Established);
+        assert_eq!(of(SYN | ACK | FIN, SYN | ACK), FlowState::Closing);
+        assert_eq!(of(ACK | FIN, 0), FlowState::Opening);
+        assert_eq!(of(SYN | ACK | FIN, SYN | ACK | FIN), FlowState::Ended);
+        assert_eq!(of(SYN | ACK, ACK | RST), FlowState::Ended);
+        assert_eq!(state(&pair(Protocol::UDP, 0, None)), FlowState::OneSided);
+        assert_eq!(state(&pair(Protocol::UDP, 0, Some(0))), FlowState::Replied);
     }
 
     #[test]
-    fn every_state_has_its_timeout() {
-        let timeouts = NatTimeouts::default();
-        let seconds = |protocol, state| timeouts.of(protocol, state).as_secs();
-        assert_eq!(seconds(Protocol::TCP, NatState::Opening), 60);
-        assert_eq!(seconds(Protocol::TCP, NatState::Established), 8000);
-        assert_eq!(seconds(Protocol::TCP, NatState::Ended), 30);
-        assert_eq!(seconds(Protocol::UDP, NatState::Unreplied), 30);
-        assert_eq!(seconds(Protocol::UDP, NatState::Replied), 120);
-        assert_eq!(seconds(Protocol::ICMP, NatState::Replied), 60);
-        assert_eq!(seconds(Protocol::SCTP, NatState::Replied), 300);
-        assert_eq!(timeouts.hurried().tcp_established, Duration::from_secs(2000));
+    fn a_mapping_stays_as_long_as_its_conversation_may_need_it() {
+        let timeouts = Nat::default_timeouts();
+        let seconds = |protocol, state| timeouts.get(Timeout::of(protocol, state));
+        assert!(seconds(Protocol::TCP, FlowState::Established) >= 124 * 60);
+        assert!(seconds(Protocol::TCP, FlowState::Closing) >= 124 * 60);
+        assert_eq!(seconds(Protocol::TCP, FlowState::Opening), 60);
+        assert_eq!(seconds(Protocol::TCP, FlowState::Ended), 30);
+        assert_eq!(seconds(Protocol::UDP, FlowState::OneSided), 120);
+        assert_eq!(seconds(Protocol::UDP, FlowState::Replied), 120);
+        assert_eq!(seconds(Protocol::ICMP, FlowState::Replied), 60);
+        assert_eq!(seconds(Protocol::SCTP, FlowState::Replied), 300);
     }
 
     #[test]
@@ -636,8 +562,8 @@ mod tests {
     fn a_silent_way_back_does_not_keep_a_mapping() {
         let mut one = pair(Protocol::UDP, 0, None);
         one.back.as_mut().unwrap().seen = 105;
-        assert_eq!(idle(&one, 110).as_secs(), 10);
+        assert_eq!(seen(&one), 100);
         one.back.as_mut().unwrap().packets = 1;
-        assert_eq!(idle(&one, 110).as_secs(), 5);
+        assert_eq!(seen(&one), 105);
     }
 }

@@ -5,11 +5,15 @@
 
 mod node;
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket},
+    thread,
+    time::Duration,
+};
 
 use node::{Judged, NEXT, Node, Pod, SHOT, on_node};
 use podwire_datapath::{
-    LinkHeader, Nat, NatFilter, NatOrigin, NatState, NatTimeouts, PortRange, UplinkConfig,
+    FlowState, LinkHeader, Nat, NatFilter, NatOrigin, PortRange, Timeout, UplinkConfig,
     abi::{Hook, Protocol, Reason},
 };
 use podwire_lab::probe::frame::{Link, checksum};
@@ -204,8 +208,8 @@ fn conversations_leave_under_the_nodes_address_and_come_back() {
         let row = |number| rows.iter().find(|row| row.protocol == number).unwrap();
         let of_tcp = row(Protocol::TCP);
         assert_eq!((of_tcp.sent.packets, of_tcp.received.packets), (3, 3));
-        assert_eq!(of_tcp.state, NatState::Ended, "both have sent a FIN");
-        assert_eq!(row(Protocol::UDP).state, NatState::Replied);
+        assert_eq!(of_tcp.state, FlowState::Ended, "both have sent a FIN");
+        assert_eq!(row(Protocol::UDP).state, FlowState::Replied);
         assert_eq!(of_tcp.ifindex, uplink.node.c.ifindex);
         let filter = NatFilter { protocol: Some(Protocol::TCP), ..NatFilter::default() };
         assert_eq!(uplink.nat.flush(&filter).unwrap(), 2);
@@ -606,27 +610,33 @@ fn idle_mappings_go_and_others_stay() {
         uplink.port_of(&tcp(at(a.v4.into(), 40001), there, SYN));
         uplink.unmasquerades(&tcp(there, outer, SYN | ACK), &tcp(there, inner, SYN | ACK));
         uplink.port_of(&tcp(inner, there, ACK));
-        let mut timeouts = NatTimeouts::default();
+        let mut timeouts = Nat::default_timeouts();
         let swept = uplink.nat.sweep(&timeouts).unwrap();
-        assert_eq!((swept.mappings, swept.removed, swept.room), (3, 0, 65536));
-        timeouts.tcp_opening = std::time::Duration::ZERO;
-        timeouts.udp = std::time::Duration::ZERO;
+        assert_eq!((swept.mappings, swept.expired_in_all(), swept.room), (3, 0, 65536));
+        for timeout in [Timeout::TcpOpening, Timeout::UdpOneSided] {
+            timeouts.set(timeout, 1).unwrap();
+        }
+        // The clock counts whole seconds, and none goes before its time.
+        thread::sleep(Duration::from_secs(2));
         let swept = uplink.nat.sweep(&timeouts).unwrap();
-        assert_eq!((swept.mappings, swept.removed), (1, 2));
+        assert_eq!((swept.mappings, swept.expired_in_all()), (1, 2));
+        for timeout in [Timeout::TcpOpening, Timeout::UdpOneSided] {
+            assert_eq!(swept.expired[timeout as usize], 1, "{timeout}");
+        }
         let rows = uplink.nat.rows().unwrap();
         assert_eq!(rows.len(), 1);
-        assert_eq!(rows[0].state, NatState::Established);
+        assert_eq!(rows[0].state, FlowState::Established);
         // A reset ends it; what goes on makes it live again, and so does a new connection.
         uplink.arrives(&tcp(there, outer, RST));
-        assert_eq!(uplink.nat.rows().unwrap()[0].state, NatState::Ended);
+        assert_eq!(uplink.nat.rows().unwrap()[0].state, FlowState::Ended);
         uplink.arrives(&tcp(there, outer, ACK));
-        assert_eq!(uplink.nat.rows().unwrap()[0].state, NatState::Established);
+        assert_eq!(uplink.nat.rows().unwrap()[0].state, FlowState::Established);
         uplink.arrives(&tcp(there, outer, ACK | FIN));
-        assert_eq!(uplink.nat.rows().unwrap()[0].state, NatState::Closing);
+        assert_eq!(uplink.nat.rows().unwrap()[0].state, FlowState::Closing);
         uplink.port_of(&tcp(inner, there, ACK | FIN));
-        assert_eq!(uplink.nat.rows().unwrap()[0].state, NatState::Ended);
+        assert_eq!(uplink.nat.rows().unwrap()[0].state, FlowState::Ended);
         uplink.port_of(&tcp(inner, there, SYN));
-        assert_eq!(uplink.nat.rows().unwrap()[0].state, NatState::Opening);
+        assert_eq!(uplink.nat.rows().unwrap()[0].state, FlowState::Opening);
     });
 }
 

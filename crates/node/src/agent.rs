@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use podwire_api::{
-    AgentConfig, ConfigChange, GcReply, GcRequest, MemoryUsage, Repair, Status, database_path,
-    pending_del_dir, socket_path,
+    AgentConfig, ConfigChange, GcReply, GcRequest, MapUsage, MemoryUsage, Repair, Status,
+    database_path, pending_del_dir, socket_path,
 };
 use podwire_cluster::{Directory, Source};
 use podwire_datapath::{Attach, Datapath as Programs, NodeSetup, Options};
@@ -21,6 +21,7 @@ use crate::choice::Chooser;
 use crate::error::chain;
 use crate::flows::Collector;
 use crate::kernel::{Gone, KernelDatapath, KernelLinks};
+use crate::mappings::{self, Sweeper};
 use crate::masquerade::{self, Uplinks};
 use crate::metrics::Measured;
 use crate::node::pools::prefixes;
@@ -28,7 +29,7 @@ use crate::node::{Kernel, Node};
 use crate::problem::{Facts, diagnose};
 use crate::restore::{Restored, Sides, restore};
 use crate::router::KernelRoutes;
-use crate::seam::{Datapath, Flows, Links};
+use crate::seam::{Datapath, Flows, Links, Mappings};
 use crate::settings::Settings;
 use crate::store::Opened;
 use crate::{
@@ -62,6 +63,7 @@ pub(crate) struct Shared {
     pub(crate) node: Node,
     pub(crate) config: AgentConfig,
     flows: Collector,
+    pub(crate) mappings: Sweeper,
     settings: Mutex<Settings>,
     repairs: Vec<Repair>,
     pub(crate) uplinks: Option<Uplinks>,
@@ -150,7 +152,9 @@ impl Agent {
         let uplinks = Uplinks::new(programs.clone(), config);
         uplinks.arrange(&ipam.read(prefixes)?)?;
         let programs = Arc::new(KernelDatapath(programs));
-        let flows = Collector::new(programs.clone() as Arc<dyn Flows>, settings.timeouts());
+        let flows = Collector::new(programs.clone() as Arc<dyn Flows>, settings.flow_timeouts());
+        let mappings =
+            Sweeper::new(programs.clone() as Arc<dyn Mappings>, settings.mapping_timeouts());
         let datapath: Arc<dyn Datapath> = programs;
         let links = KernelLinks::new().map_err(|source| Error::Kernel {
             operation: "start",
@@ -184,7 +188,8 @@ impl Agent {
         let listener = bind(&socket)?;
         let settings = Mutex::new(settings);
         let uplinks = Some(uplinks);
-        let shared = Arc::new(Shared { node, config: agent, flows, settings, repairs, uplinks });
+        let config = agent;
+        let shared = Arc::new(Shared { node, config, flows, mappings, settings, repairs, uplinks });
         Ok(Self { shared, listener, socket, gone })
     }
 
@@ -214,7 +219,7 @@ impl Agent {
         let watcher = tokio::spawn(watch::follow(self.shared.clone()));
         let teller = tokio::spawn(watch::tell(self.gone));
         let uplinks = tokio::spawn(masquerade::follow(self.shared.clone()));
-        let sweeper = tokio::spawn(masquerade::sweep(self.shared.clone()));
+        let sweeper = tokio::spawn(mappings::sweep(self.shared.clone()));
         tracing::info!(socket = %self.socket.display(), "ready");
         server::serve(listener, self.shared, stop).await;
         expiry.abort();
@@ -240,10 +245,11 @@ impl Shared {
         node: Node,
         config: AgentConfig,
         flows: Collector,
+        mappings: Sweeper,
         settings: Settings,
     ) -> Self {
         let (settings, repairs) = (Mutex::new(settings), Vec::new());
-        Self { node, config, flows, settings, repairs, uplinks: None }
+        Self { node, config, flows, mappings, settings, repairs, uplinks: None }
     }
 
     /// What the agent runs with.
@@ -259,7 +265,8 @@ impl Shared {
             if !kept.is_empty() {
                 self.node.keep(kept)?;
             }
-            self.flows.set_timeouts(changed.timeouts());
+            self.flows.set_timeouts(changed.flow_timeouts());
+            self.mappings.set_timeouts(changed.mapping_timeouts());
             *settings = changed;
         }
         tracing::info!(set = ?change.set, unset = ?change.unset, "settings changed");
@@ -291,13 +298,14 @@ impl Shared {
         let AgentConfig { node, attach, slots, .. } = &self.config;
         let prefixes = self.node.prefixes()?;
         let endpoints = self.node.count() as u64;
-        let maps = self.flows.maps(endpoints).map_err(of_maps)?;
+        let maps = self.maps(endpoints)?;
         let mut problems = diagnose(&Facts {
             source: self.node.source_problems(),
             blocks: self.node.block_troubles(),
             ..Facts::gather(node.router, &prefixes, self.node.count_by_link())
         });
         problems.extend(self.flows.problem());
+        problems.extend(self.mappings.problem());
         Ok(Status {
             node: node.name.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -321,17 +329,23 @@ impl Shared {
 
     /// The metrics, as a Prometheus server reads them.
     pub(crate) fn metrics(&self) -> Result<String, Error> {
+        let endpoints = self.node.count() as u64;
         let measured = Measured {
             pools: self.node.pools()?,
-            endpoints: self.node.count() as u64,
+            endpoints,
             counts: self.node.counts(),
             flows: self.flows.usage().map_err(of_maps)?,
             events: self.flows.events().map_err(of_maps)?,
             totals: self.flows.totals(),
-            maps: self.flows.maps(self.node.count() as u64).map_err(of_maps)?,
+            maps: self.maps(endpoints)?,
             resident: resident_bytes(),
         };
         metrics::text(measured).map_err(|error| Error::Invalid(error.to_string()))
+    }
+
+    fn maps(&self, endpoints: u64) -> Result<Vec<MapUsage>, Error> {
+        let mappings = self.mappings.usage().left.map(|(mappings, _)| mappings.into());
+        self.flows.maps(endpoints, mappings).map_err(of_maps)
     }
 }
 

@@ -8,10 +8,10 @@ use podwire_api::{
     AgentConfig, AttachMode, DEFAULT_BPFFS, DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, NodeConfig,
     NodeName, Router,
 };
-use podwire_datapath::{Timeout, Timeouts, abi::Verdict};
+use podwire_datapath::abi::Verdict;
 use podwire_ipam::blocks::ClusterPool;
 
-use crate::{Error, Masquerade, choice, cluster_pool};
+use crate::{Error, IdleTimeout, Masquerade, choice, cluster_pool};
 
 /// What an agent runs with. [`Config::new`] gives defaults for everything but name and prefixes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,9 +54,9 @@ pub struct Config {
     pub policy_rules: u32,
     /// How many flows it remembers that only one side has spoken in, or that have ended.
     pub pending_flows: u32,
-    /// Seconds that flows may be idle, where that is not the default. What was set while an agent ran
-    /// counts more.
-    pub timeouts: BTreeMap<Timeout, u32>,
+    /// Seconds that flows and mappings may be idle, where that is not the default. What was set while an
+    /// agent ran counts more.
+    pub timeouts: BTreeMap<IdleTimeout, u32>,
     /// How many conversations can be masqueraded at a time.
     pub mappings: u32,
     /// How pods' packets leave the node.
@@ -235,8 +235,8 @@ impl Config {
             }
         }
         for (&timeout, &seconds) in &self.timeouts {
-            if let Err(error) = Timeouts::default().set(timeout, seconds) {
-                return wrong("--timeout", error.to_string());
+            if let Err(why) = timeout.check(seconds) {
+                return wrong("--timeout", why);
             }
         }
         if !(1024..=4_194_304).contains(&self.mappings) {
@@ -342,7 +342,10 @@ mod tests {
         assert_eq!(refused(|c| c.slots = 16_385), "--slots");
         assert_eq!(refused(|c| c.flows = 0), "--flows");
         assert_eq!(refused(|c| c.pending_flows = 1), "--pending-flows");
-        assert_eq!(refused(|c| c.timeouts = [(Timeout::Icmp, 0)].into()), "--timeout");
+        let icmp = |c: &mut Config| {
+            c.timeouts = [(IdleTimeout::Mapping(podwire_datapath::Timeout::Icmp), 0)].into();
+        };
+        assert_eq!(refused(icmp), "--timeout");
         assert_eq!(refused(|c| c.mappings = 0), "--masquerade-mappings");
         assert_eq!(refused(|c| c.default_pools.clear()), "--default-pool");
         assert_eq!(refused(|c| c.default_pools.push("Blue".into())), "--default-pool");

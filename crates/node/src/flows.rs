@@ -8,7 +8,7 @@ use podwire_api::{Effect, FlowUsage, MapUsage, Problem};
 use podwire_datapath::{FlowEvent, Sweep, Timeout, Timeouts, map};
 
 use crate::error::Source;
-use crate::pressure::Pressure;
+use crate::pressure::{Pressure, filled};
 use crate::seam::Flows;
 
 /// Seconds between sweeps, and while the table is filling up.
@@ -17,9 +17,6 @@ const INTERVAL_UNDER_PRESSURE: u32 = 1;
 
 /// However large the tables are, the collector rests so many times as long as a sweep takes.
 const REST: u32 = 20;
-
-/// What timeouts are divided by meanwhile.
-const DIVISOR: u32 = 4;
 
 /// Keeps the clock, and forgets what is over.
 #[derive(Debug)]
@@ -109,10 +106,7 @@ impl Collector {
 
     fn sweep(&self, room: (u32, u32)) -> Result<(), Source> {
         let timeouts = *self.timeouts.lock().unwrap_or_else(PoisonError::into_inner);
-        let timeouts = match self.lock().pressure {
-            Pressure::High => timeouts.divided_by(DIVISOR),
-            Pressure::Low => timeouts,
-        };
+        let timeouts = self.lock().pressure.shorten(&timeouts);
         // What happens meanwhile is counted twice rather than not at all.
         let counted = Counts::of(&self.tables.events()?);
         let sweep = self.tables.sweep(&timeouts)?;
@@ -125,8 +119,9 @@ impl Collector {
             Some(Pressure::High) => tracing::warn!(
                 entries = sweep.flows,
                 room = room.0,
-                "{}: idle flows are forgotten {DIVISOR} times as soon until it is below {} %; {}",
-                filled(sweep.flows, room.0),
+                "{}: idle flows are forgotten {} times as soon until it is below {} %; {}",
+                filled("flows", sweep.flows, room.0),
+                Pressure::DIVISOR,
                 Pressure::ENDS,
                 ADVICE
             ),
@@ -169,7 +164,11 @@ impl Collector {
     }
 
     /// What every map takes; how many entries it has where that is known.
-    pub(crate) fn maps(&self, endpoints: u64) -> Result<Vec<MapUsage>, Source> {
+    pub(crate) fn maps(
+        &self,
+        endpoints: u64,
+        mappings: Option<u64>,
+    ) -> Result<Vec<MapUsage>, Source> {
         let flows = self.usage()?;
         let rows = self.tables.maps()?.into_iter().map(|row| MapUsage {
             name: row.name.to_owned(),
@@ -177,6 +176,8 @@ impl Collector {
                 map::FLOWS => Some(flows.confirmed),
                 map::PENDING => Some(flows.pending),
                 map::SLOTS | map::LINKS => Some(endpoints),
+                // One for each direction.
+                map::NAT => mappings.map(|mappings| 2 * mappings),
                 _ => None,
             },
             capacity: row.capacity.into(),
@@ -190,10 +191,11 @@ impl Collector {
         let (room, _) = self.tables.capacities();
         let state = self.lock();
         state.pressure.is_high().then(|| Problem {
-            what: filled(state.left.0, room),
+            what: filled("flows", state.left.0, room),
             why: format!(
-                "flows that find no room are judged packet by packet; idle ones are forgotten {DIVISOR} \
+                "flows that find no room are judged packet by packet; idle ones are forgotten {} \
                  times as soon until it is below {} %",
+                Pressure::DIVISOR,
                 Pressure::ENDS
             ),
             fix: ADVICE.into(),
@@ -210,11 +212,6 @@ impl Collector {
 const ADVICE: &str = "see who has them (podwire bpf flow list), lower a timeout \
                       (podwire config set timeout.tcp-established 3600), or make the table larger \
                       (podwire cleanup, then podwired --flows)";
-
-fn filled(entries: u32, room: u32) -> String {
-    let percent = u64::from(entries) * 100 / u64::from(room.max(1));
-    format!("the table of flows is {percent} % full: {entries} of {room} entries")
-}
 
 impl State {
     /// Whether it is time for a sweep, if the table is thought to be so full.

@@ -17,7 +17,7 @@ use podwire_netns::{
 };
 
 use crate::error::{Source, chain};
-use crate::seam::{Datapath, Flows, Link, Links, Pin, Row, Survey, Terms};
+use crate::seam::{Datapath, Flows, Link, Links, Mappings, Pin, Row, Survey, Terms};
 use crate::worker::Worker;
 
 /// The programs and maps of this node.
@@ -227,6 +227,12 @@ impl Flows for KernelDatapath {
 
     fn maps(&self) -> Result<Vec<datapath::MapRow>, Source> {
         Ok(self.0.tables().map_rows()?)
+    }
+}
+
+impl Mappings for KernelDatapath {
+    fn sweep(&self, timeouts: &datapath::Timeouts) -> Result<datapath::NatSwept, Source> {
+        Ok(self.0.nat()?.sweep(timeouts)?)
     }
 }
 

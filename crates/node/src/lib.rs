@@ -11,6 +11,7 @@ mod error;
 mod flows;
 mod folder;
 mod kernel;
+mod mappings;
 mod masquerade;
 #[cfg(test)]
 mod memory;
@@ -41,6 +42,7 @@ pub use error::Error;
 pub use masquerade::{DevicePattern, Families, Masquerade};
 pub use podwire_datapath::{PortRange, Timeout};
 pub use podwire_ipam::blocks::ClusterPool;
+pub use settings::IdleTimeout;
 
 /// What fuzz targets reach beyond the public functions. No part of the API.
 #[cfg(fuzzing)]

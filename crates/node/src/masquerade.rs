@@ -10,14 +10,13 @@ use std::time::Duration;
 use ipnetwork::IpNetwork;
 use podwire_api::ROUTE_PROTOCOL;
 use podwire_datapath::abi::identity;
-use podwire_datapath::{Datapath, NatSwept, NatTimeouts, PortRange};
+use podwire_datapath::{Datapath, PortRange};
 use podwire_netlink::watch::{Event, Object, Topic, Watch};
 use podwire_netlink::{Netlink, RouteProtocol};
 use tokio::time::Instant;
 
 use crate::agent::Shared;
 use crate::error::chain;
-use crate::pressure::Pressure;
 use crate::router::trouble;
 use crate::uplinks::{View, is_default, is_ours};
 use crate::{Config, Error};
@@ -27,9 +26,6 @@ const BURST: Duration = Duration::from_millis(20);
 
 /// How long a watch that broke is left alone.
 const PAUSE: Duration = Duration::from_secs(1);
-
-/// How often idle mappings are looked for.
-const SWEEP: Duration = Duration::from_secs(5);
 
 /// How pods' packets leave the node.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -150,8 +146,6 @@ pub(crate) struct Uplinks {
 #[derive(Debug, Default)]
 struct State {
     addresses: BTreeSet<IpAddr>,
-    /// Whether the table of mappings is filling up.
-    pressed: Pressure,
 }
 
 impl Uplinks {
@@ -251,32 +245,6 @@ impl Uplinks {
         }
         Ok(())
     }
-
-    /// Removes mappings that were idle for too long, sooner when the table fills up.
-    pub(crate) fn sweep(&self) -> Result<(), Error> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let timeouts = match state.pressed {
-            Pressure::Low => NatTimeouts::default(),
-            Pressure::High => NatTimeouts::default().hurried(),
-        };
-        let swept = self.datapath.nat().and_then(|nat| nat.sweep(&timeouts));
-        let swept = swept.map_err(|source| Error::Datapath {
-            operation: "sweep",
-            object: "the mappings".into(),
-            source: source.into(),
-        })?;
-        let pressed = state.pressed.after(swept.mappings as u64, swept.room as u64);
-        if pressed.is_high() && !state.pressed.is_high() {
-            let NatSwept { mappings, room, .. } = swept;
-            tracing::warn!(
-                mappings,
-                room,
-                "masquerade is running out of room; idle mappings go sooner"
-            );
-        }
-        state.pressed = pressed;
-        Ok(())
-    }
 }
 
 /// Follows the node's links, addresses and routes until it is dropped.
@@ -296,23 +264,6 @@ pub(crate) async fn follow(shared: Arc<Shared>) {
             }
         }
         tokio::time::sleep(PAUSE).await;
-    }
-}
-
-/// Sweeps until it is dropped.
-pub(crate) async fn sweep(shared: Arc<Shared>) {
-    loop {
-        tokio::time::sleep(SWEEP).await;
-        let working = shared.clone();
-        match tokio::task::spawn_blocking(move || {
-            working.uplinks.as_ref().map_or(Ok(()), Uplinks::sweep)
-        })
-        .await
-        {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::error!(error = chain(&error), "sweeping mappings"),
-            Err(error) => tracing::error!(%error, "sweeping mappings"),
-        }
     }
 }
 

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 use podwire_api::{AttachMode, Delivery, Difference, Disciplines, Mac};
-use podwire_datapath::{FlowEvent, MapRow, Sweep, Timeout, Timeouts, map};
+use podwire_datapath::{FlowEvent, MapRow, NatSwept, Sweep, Timeout, Timeouts, map};
 
 use crate::error::Source;
-use crate::seam::{Datapath, Flows, Link, Links, Pin, Routes, Row, Survey, Terms};
+use crate::seam::{Datapath, Flows, Link, Links, Mappings, Pin, Routes, Row, Survey, Terms};
 
 #[derive(Debug, Default)]
 pub(crate) struct MemoryDatapath {
@@ -250,6 +250,34 @@ impl Flows for MemoryFlows {
 
     fn maps(&self) -> Result<Vec<MapRow>, Source> {
         Ok(vec![MapRow { name: map::FLOWS, capacity: 100, bytes: 8192 }])
+    }
+}
+
+/// A table of mappings with room for a hundred, that has what a test says it has.
+#[derive(Debug, Default)]
+pub(crate) struct MemoryMappings {
+    left: Mutex<u32>,
+    sweeps: Mutex<Vec<Timeouts>>,
+}
+
+impl MemoryMappings {
+    /// What sweeps find and leave from now on.
+    pub(crate) fn leave(&self, mappings: u32) {
+        *self.left.lock().unwrap() = mappings;
+    }
+
+    /// The timeouts of every sweep.
+    pub(crate) fn sweeps(&self) -> Vec<Timeouts> {
+        self.sweeps.lock().unwrap().clone()
+    }
+}
+
+impl Mappings for MemoryMappings {
+    fn sweep(&self, timeouts: &Timeouts) -> Result<NatSwept, Source> {
+        self.sweeps.lock().unwrap().push(*timeouts);
+        let mut expired = [0; Timeout::COUNT];
+        expired[Timeout::UdpReplied as usize] = 1;
+        Ok(NatSwept { mappings: *self.left.lock().unwrap(), expired, room: 100 })
     }
 }
 

@@ -1,5 +1,7 @@
 //! When a table is filling up: what is idle goes sooner then, before there is no room for what is new.
 
+use podwire_datapath::Timeouts;
+
 /// Whether a table is filling up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) enum Pressure {
@@ -14,6 +16,9 @@ impl Pressure {
     /// Percent of a table's room above which pressure begins, and below which it ends.
     pub(crate) const BEGINS: u64 = 75;
     pub(crate) const ENDS: u64 = 60;
+
+    /// What timeouts are divided by meanwhile.
+    pub(crate) const DIVISOR: u32 = 4;
 
     /// What it is when so many entries are counted.
     pub(crate) fn after(self, entries: u64, room: u64) -> Self {
@@ -32,6 +37,20 @@ impl Pressure {
     pub(crate) fn is_high(self) -> bool {
         self == Self::High
     }
+
+    /// What holds now of timeouts that hold usually.
+    pub(crate) fn shorten(self, usual: &Timeouts) -> Timeouts {
+        match self {
+            Self::Low => *usual,
+            Self::High => usual.divided_by(Self::DIVISOR),
+        }
+    }
+}
+
+/// How full a table is, in words.
+pub(crate) fn filled(table: &str, entries: u32, room: u32) -> String {
+    let percent = u64::from(entries) * 100 / u64::from(room.max(1));
+    format!("the table of {table} is {percent} % full: {entries} of {room} entries")
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::fmt::Debug;
 
 use ipnetwork::IpNetwork;
 use podwire_api::{AttachMode, Delivery, Difference, Disciplines, Interface, Mac};
-use podwire_datapath::{FlowEvent, MapRow, Sweep, Timeouts};
+use podwire_datapath::{FlowEvent, MapRow, NatSwept, Sweep, Timeouts};
 use podwire_ipam::Addresses;
 use podwire_policy::Compiled;
 
@@ -129,6 +129,12 @@ pub(crate) trait Flows: Debug + Send + Sync {
 
     /// Every map of the datapath, and what it takes.
     fn maps(&self) -> Result<Vec<MapRow>, Source>;
+}
+
+/// The table of mappings.
+pub(crate) trait Mappings: Debug + Send + Sync {
+    /// Removes what has been idle for too long.
+    fn sweep(&self, timeouts: &Timeouts) -> Result<NatSwept, Source>;
 }
 
 /// A network interface of the agent's namespace.

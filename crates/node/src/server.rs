@@ -453,7 +453,8 @@ mod tests {
     use super::*;
     use crate::choice::Chooser;
     use crate::flows::Collector;
-    use crate::memory::{MemoryDatapath, MemoryFlows, MemoryLinks, MemoryRoutes};
+    use crate::mappings::Sweeper;
+    use crate::memory::{MemoryDatapath, MemoryFlows, MemoryLinks, MemoryMappings, MemoryRoutes};
     use crate::node::{Kernel, Node};
     use crate::settings::Settings;
     use crate::{Config, runtime, store};
@@ -472,7 +473,10 @@ mod tests {
         let node = Node::new(&config, chooser, ipam, Vec::new(), kernel).unwrap();
         let agent = config.described(AttachMode::Tcx).unwrap();
         let flows = Collector::new(Arc::new(MemoryFlows::default()), Timeouts::default());
-        Arc::new(Shared::new(node, agent, flows, Settings::default()))
+        let settings = Settings::default();
+        let mappings = Arc::new(MemoryMappings::default());
+        let mappings = Sweeper::new(mappings, settings.mapping_timeouts());
+        Arc::new(Shared::new(node, agent, flows, mappings, settings))
     }
 
     /// Serves on a socket while `test` runs.
@@ -614,6 +618,9 @@ mod tests {
             let config = client.change_config(&set("timeout.icmp", "9")).unwrap();
             assert_eq!(config.settings["timeout.icmp"].value, "9");
             assert_eq!(client.config().unwrap(), config);
+            let config = client.change_config(&set("timeout.nat-udp-replied", "300")).unwrap();
+            assert_eq!(config.settings["timeout.nat-udp-replied"].value, "300");
+            assert_eq!(config.settings["timeout.udp-replied"].value, "120");
             let error = client.change_config(&set("flows", "9")).unwrap_err().to_string();
             assert!(error.contains("option of podwired"), "{error}");
             let status = client.status().unwrap();

@@ -13,8 +13,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnetwork::IpNetwork;
 use podwire_api::{DEFAULT_BPFFS, DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, NodeName};
 use podwire_node::{
-    Agent, AttachChoice, ClusterPool, Config, DevicePattern, Error, Families, PortRange, Timeout,
-    explain, parse_cluster_pool, runtime,
+    Agent, AttachChoice, ClusterPool, Config, DevicePattern, Error, Families, IdleTimeout,
+    PortRange, explain, parse_cluster_pool, runtime,
 };
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::filter::LevelFilter;
@@ -114,10 +114,11 @@ struct Options {
     /// many or the next power of two. When there is no room, a new one takes the place of an idle one. Kept as --slots is.
     #[arg(long, value_name = "NUMBER", default_value_t = 65_536)]
     pending_flows: u32,
-    /// How many seconds flows may be idle, as in tcp-established=8000. Repeatable. `podwire config` shows
-    /// all timeouts, and changes them while the agent runs.
+    /// How many seconds flows may be idle, as in tcp-established=8000, or masqueraded conversations, as in
+    /// nat-udp-replied=300. Repeatable. `podwire config` shows all timeouts, and changes them while the agent
+    /// runs.
     #[arg(long = "timeout", value_name = "NAME=SECONDS", value_parser = parse_timeout)]
-    timeouts: Vec<(Timeout, u32)>,
+    timeouts: Vec<(IdleTimeout, u32)>,
     /// Of which families pods' packets leave the node under its address. Say it on a node whose pods'
     /// addresses are unknown outside.
     #[arg(long, value_enum, value_name = "FAMILIES", default_value_t = Masqueraded::Off)]
@@ -238,10 +239,10 @@ fn config(options: Options) -> Result<Config, String> {
     Ok(config)
 }
 
-fn parse_timeout(text: &str) -> Result<(Timeout, u32), String> {
+fn parse_timeout(text: &str) -> Result<(IdleTimeout, u32), String> {
     let (name, seconds) =
         text.split_once('=').ok_or("there is no \"=\"; write NAME=SECONDS, as in icmp=30")?;
-    let timeout = name.parse::<Timeout>().map_err(|error| error.to_string())?;
+    let timeout = name.parse::<IdleTimeout>().map_err(|error| error.to_string())?;
     let seconds = seconds.parse().map_err(|_| format!("{seconds:?} is no number of seconds"))?;
     Ok((timeout, seconds))
 }
@@ -275,6 +276,7 @@ fn stopped() -> std::io::Result<impl Future<Output = ()>> {
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory as _;
+    use podwire_node::Timeout;
 
     use super::*;
 
@@ -298,7 +300,7 @@ mod tests {
             "--cluster-pool=red=10.8.0.0/16@28",
             "--block-idle=9",
             "--timeout=tcp-established=3600",
-            "--timeout=icmp=5",
+            "--timeout=nat-icmp=5",
             "--pending-flows=2048",
             "--masquerade=ipv4",
             "--masquerade-exclude=192.168.0.0/16",
@@ -323,9 +325,13 @@ mod tests {
         assert_eq!((blue.name.as_str(), blue.block_v4, blue.block_v6), ("blue", 26, 80));
         assert_eq!((red.block_v4, red.idle), (28, Duration::from_secs(9)));
         assert_eq!(config.pending_flows, 2048);
-        assert_eq!(config.timeouts, [(Timeout::TcpEstablished, 3600), (Timeout::Icmp, 5)].into());
+        let timeouts = [
+            (IdleTimeout::Flow(Timeout::TcpEstablished), 3600),
+            (IdleTimeout::Mapping(Timeout::Icmp), 5),
+        ];
+        assert_eq!(config.timeouts, timeouts.into());
         let refused = Cli::try_parse_from(["podwired", "--timeout=tcp=5"]).unwrap_err().to_string();
-        assert!(refused.contains("tcp-opening"), "{refused}");
+        assert!(refused.contains("tcp-opening") && refused.contains("nat-icmp"), "{refused}");
         let refused = Cli::try_parse_from(["podwired", "--cluster-pool=blue=10.64.0.0/12"]);
         let said = refused.unwrap_err().to_string();
         assert!(said.contains("--cluster-pool") && said.contains("has no \"@\""), "{said}");

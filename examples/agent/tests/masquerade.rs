@@ -585,8 +585,8 @@ fn conversations_outlive_the_agent() {
 
 #[test]
 #[ignore = "needs root: a node in namespaces of its own"]
-fn mappings_are_listed_and_flushed() {
-    let world = World::new(&[]);
+fn mappings_are_listed_and_flushed_and_go_in_their_time() {
+    let world = World::new(&["--timeout", "nat-icmp=70"]);
     let pod = world.node.add("a");
     let sockets: Vec<_> = families(&pod)
         .map(|(address, node, server)| {
@@ -614,6 +614,15 @@ fn mappings_are_listed_and_flushed() {
         assert_eq!(flushed["flushed"], 1);
     }
     assert_eq!(world.mappings(&["--protocol", "udp"]), [] as [serde_json::Value; 0]);
+    for (from, there, node) in &sockets {
+        assert_eq!(exchange(from, there).ip(), *node, "it begins anew");
+    }
+    let settings = world.node.cli(&["config"])["settings"].clone();
+    let setting = |name: &str| (settings[name]["value"].clone(), settings[name]["origin"].clone());
+    assert_eq!(setting("timeout.nat-icmp"), ("70".into(), "option".into()));
+    assert_eq!(setting("timeout.nat-udp-replied"), ("120".into(), "default".into()));
+    world.node.cli(&["config", "set", "timeout.nat-udp-replied", "1"]);
+    until("idle mappings are gone", || world.mappings(&["--protocol", "udp"]).is_empty());
     for (from, there, node) in &sockets {
         assert_eq!(exchange(from, there).ip(), *node, "it begins anew");
     }
