@@ -337,6 +337,8 @@ impl Shared {
             flows: self.flows.usage().map_err(of_maps)?,
             events: self.flows.events().map_err(of_maps)?,
             totals: self.flows.totals(),
+            mappings: self.mappings.usage(),
+            nat_dropped: self.mappings.dropped().map_err(of_maps)?,
             maps: self.maps(endpoints)?,
             resident: resident_bytes(),
         };

@@ -234,6 +234,10 @@ impl Mappings for KernelDatapath {
     fn sweep(&self, timeouts: &datapath::Timeouts) -> Result<datapath::NatSwept, Source> {
         Ok(self.0.nat()?.sweep(timeouts)?)
     }
+
+    fn metrics(&self) -> Result<Vec<datapath::MetricRow>, Source> {
+        Ok(self.0.tables().metrics()?)
+    }
 }
 
 fn theirs(delivery: Delivery) -> datapath::Delivery {

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use podwire_api::{Effect, Problem};
+use podwire_datapath::abi::Reason;
 use podwire_datapath::{NatSwept, Timeout, Timeouts};
 
 use crate::agent::Shared;
@@ -14,6 +15,16 @@ use crate::seam::Mappings;
 
 /// How often idle mappings are looked for.
 const SWEEP: Duration = Duration::from_secs(5);
+
+/// Why packets that should have been masqueraded were dropped.
+const DROPS: [Reason; 6] = [
+    Reason::NatPortsExhausted,
+    Reason::NatTableFull,
+    Reason::NatNoAddress,
+    Reason::NatUnsupported,
+    Reason::NatPortTaken,
+    Reason::NatUnrelated,
+];
 
 /// Forgets mappings that are over.
 #[derive(Debug)]
@@ -71,6 +82,15 @@ impl Sweeper {
 
     pub(crate) fn usage(&self) -> MappingUsage {
         *self.lock()
+    }
+
+    /// Packets that should have been masqueraded and were dropped, by reason.
+    pub(crate) fn dropped(&self) -> Result<Vec<(Reason, u64)>, Source> {
+        let rows = self.table.metrics()?;
+        let packets = |reason| {
+            rows.iter().filter(|row| row.reason == reason).map(|row| row.packets).sum::<u64>()
+        };
+        Ok(DROPS.map(|reason| (reason, packets(reason))).into())
     }
 
     /// What status says when the table is filling up.
@@ -152,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn timeouts_are_changed() {
+    fn timeouts_are_changed_and_drops_are_told() {
         let table = Arc::new(MemoryMappings::default());
         let sweeper = Sweeper::new(table.clone(), Nat::default_timeouts());
         let mut changed = Nat::default_timeouts();
@@ -160,5 +180,9 @@ mod tests {
         sweeper.set_timeouts(changed);
         sweeper.sweep().unwrap();
         assert_eq!(table.sweeps(), [changed]);
+        let dropped = sweeper.dropped().unwrap();
+        assert_eq!(dropped.len(), DROPS.len());
+        assert_eq!(dropped[0], (Reason::NatPortsExhausted, 3), "at both hooks");
+        assert_eq!(dropped[1], (Reason::NatTableFull, 0));
     }
 }

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 use podwire_api::{AttachMode, Delivery, Difference, Disciplines, Mac};
-use podwire_datapath::{FlowEvent, MapRow, NatSwept, Sweep, Timeout, Timeouts, map};
+use podwire_datapath::abi::{Hook, Reason};
+use podwire_datapath::{FlowEvent, MapRow, MetricRow, NatSwept, Sweep, Timeout, Timeouts, map};
 
 use crate::error::Source;
 use crate::seam::{Datapath, Flows, Link, Links, Mappings, Pin, Routes, Row, Survey, Terms};
@@ -278,6 +279,16 @@ impl Mappings for MemoryMappings {
         let mut expired = [0; Timeout::COUNT];
         expired[Timeout::UdpReplied as usize] = 1;
         Ok(NatSwept { mappings: *self.left.lock().unwrap(), expired, room: 100 })
+    }
+
+    fn metrics(&self) -> Result<Vec<MetricRow>, Source> {
+        let row = |hook, packets| MetricRow {
+            hook,
+            reason: Reason::NatPortsExhausted,
+            packets,
+            bytes: 0,
+        };
+        Ok(vec![row(Hook::FromNetdev, 1), row(Hook::ToNetdev, 2)])
     }
 }
 

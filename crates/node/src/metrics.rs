@@ -3,6 +3,7 @@
 use std::fmt;
 
 use podwire_api::{FlowUsage, MapUsage, Pool};
+use podwire_datapath::abi::Reason;
 use podwire_datapath::{FlowEvent, Timeout};
 use podwire_ipam::durable::Counts;
 use prometheus_client::collector::Collector;
@@ -13,6 +14,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::flows::Totals;
+use crate::mappings::MappingUsage;
 
 /// What the metrics are made of, at one moment.
 #[derive(Debug)]
@@ -23,6 +25,8 @@ pub(crate) struct Measured {
     pub(crate) flows: FlowUsage,
     pub(crate) events: Vec<(FlowEvent, u64)>,
     pub(crate) totals: Totals,
+    pub(crate) mappings: MappingUsage,
+    pub(crate) nat_dropped: Vec<(Reason, u64)>,
     pub(crate) maps: Vec<MapUsage>,
     pub(crate) resident: u64,
 }
@@ -77,6 +81,7 @@ impl Collector for Measured {
         )?;
         ConstGauge::new(whole(self.endpoints)).encode(endpoints)?;
         self.encode_flows(&mut encoder)?;
+        self.encode_mappings(&mut encoder)?;
         self.encode_memory(&mut encoder)
     }
 }
@@ -105,14 +110,7 @@ impl Measured {
             ConstCounter::new(*count).encode(events.encode_family(&labels)?)?;
         }
         let help = "Conversations that were idle for too long";
-        let mut expired =
-            encoder.encode_descriptor("flows_expired", help, None, MetricType::Counter)?;
-        for (timeout, count) in Timeout::ALL.into_iter().zip(self.totals.expired) {
-            let (protocol, state) =
-                timeout.name().split_once('-').unwrap_or((timeout.name(), "any"));
-            let labels = [("protocol", protocol), ("state", state)];
-            ConstCounter::new(count).encode(expired.encode_family(&labels)?)?;
-        }
+        encode_expired(encoder, "flows_expired", help, self.totals.expired)?;
         let Totals { sweeps, sweep_seconds, orphaned, .. } = self.totals;
         for (name, help, count) in [
             ("flows_orphaned", "Entries of endpoints that were no more", orphaned),
@@ -131,6 +129,33 @@ impl Measured {
         ConstCounter::new(sweep_seconds).encode(seconds)
     }
 
+    fn encode_mappings(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let MappingUsage { left, pressure, expired } = self.mappings;
+        let (mappings, room) = left.unzip();
+        for (name, help, count) in [
+            ("nat_mappings", "Conversations that have a mapping, the node's own too", mappings),
+            ("nat_capacity", "Mappings that there is room for", room),
+            (
+                "nat_pressure",
+                "Whether idle mappings are forgotten sooner, since the table is filling up",
+                Some(u32::from(pressure.is_high())),
+            ),
+        ] {
+            // Nobody has counted them yet.
+            let Some(count) = count else { continue };
+            let one = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            ConstGauge::new(i64::from(count)).encode(one)?;
+        }
+        let help = "Packets that could not be masqueraded";
+        let mut dropped =
+            encoder.encode_descriptor("nat_dropped", help, None, MetricType::Counter)?;
+        for (reason, count) in &self.nat_dropped {
+            let labels = [("reason", reason.name())];
+            ConstCounter::new(*count).encode(dropped.encode_family(&labels)?)?;
+        }
+        encode_expired(encoder, "nat_expired", "Mappings that were idle for too long", expired)
+    }
+
     fn encode_memory(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let help = "Kernel memory of the maps";
         let unit = Some(&Unit::Bytes);
@@ -142,6 +167,22 @@ impl Measured {
         let own = encoder.encode_descriptor("agent_memory", help, unit, MetricType::Gauge)?;
         ConstGauge::new(whole(self.resident)).encode(own)
     }
+}
+
+/// Counts in the order of [`Timeout::ALL`], by protocol and state.
+fn encode_expired(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    counts: [u64; Timeout::COUNT],
+) -> fmt::Result {
+    let mut expired = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+    for (timeout, count) in Timeout::ALL.into_iter().zip(counts) {
+        let (protocol, state) = timeout.name().split_once('-').unwrap_or((timeout.name(), "any"));
+        let labels = [("protocol", protocol), ("state", state)];
+        ConstCounter::new(count).encode(expired.encode_family(&labels)?)?;
+    }
+    Ok(())
 }
 
 fn gauge(encoder: &mut MetricEncoder<'_>, labels: &[(&str, &str)], count: u64) -> fmt::Result {
@@ -242,6 +283,8 @@ mod tests {
         };
         let mut totals = Totals { sweeps: 3, sweep_seconds: 0.25, ..Totals::default() };
         totals.expired[Timeout::TcpEstablished as usize] = 4;
+        let mut mappings = MappingUsage { left: Some((7, 100)), ..MappingUsage::default() };
+        mappings.expired[Timeout::UdpReplied as usize] = 5;
         let map = MapUsage { name: "FLOWS".into(), entries: None, capacity: 1, bytes: 4096 };
         let measured = Measured {
             pools: vec![pool],
@@ -250,6 +293,8 @@ mod tests {
             flows: FlowUsage { confirmed: 6, pressure: true, ..FlowUsage::default() },
             events: vec![(FlowEvent::TableFull, 2)],
             totals,
+            mappings,
+            nat_dropped: vec![(Reason::NatPortsExhausted, 3)],
             maps: vec![map],
             resident: 8192,
         };
@@ -269,6 +314,11 @@ mod tests {
             r#"podwire_flows_expired_total{protocol="tcp",state="established"} 4"#,
             r#"podwire_flows_expired_total{protocol="icmp",state="any"} 0"#,
             "podwire_flow_sweep_seconds_total 0.25",
+            "podwire_nat_mappings 7",
+            "podwire_nat_capacity 100",
+            "podwire_nat_pressure 0",
+            r#"podwire_nat_dropped_total{reason="nat-ports-exhausted"} 3"#,
+            r#"podwire_nat_expired_total{protocol="udp",state="replied"} 5"#,
             r#"podwire_map_memory_bytes{map="FLOWS"} 4096"#,
             "podwire_agent_memory_bytes 8192",
             "# EOF",

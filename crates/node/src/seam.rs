@@ -6,7 +6,7 @@ use std::fmt::Debug;
 
 use ipnetwork::IpNetwork;
 use podwire_api::{AttachMode, Delivery, Difference, Disciplines, Interface, Mac};
-use podwire_datapath::{FlowEvent, MapRow, NatSwept, Sweep, Timeouts};
+use podwire_datapath::{FlowEvent, MapRow, MetricRow, NatSwept, Sweep, Timeouts};
 use podwire_ipam::Addresses;
 use podwire_policy::Compiled;
 
@@ -135,6 +135,9 @@ pub(crate) trait Flows: Debug + Send + Sync {
 pub(crate) trait Mappings: Debug + Send + Sync {
     /// Removes what has been idle for too long.
     fn sweep(&self, timeouts: &Timeouts) -> Result<NatSwept, Source>;
+
+    /// What the programs have counted so far, but for what is zero.
+    fn metrics(&self) -> Result<Vec<MetricRow>, Source>;
 }
 
 /// A network interface of the agent's namespace.

@@ -142,6 +142,12 @@ impl World {
         self.node.counted(hook, reason)
     }
 
+    fn metric(&self, name: &str) -> Option<u64> {
+        let metrics = self.node.ask(podwire_api::Client::metrics);
+        let of = |line: &str| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok();
+        metrics.lines().find_map(of)
+    }
+
     fn mappings(&self, arguments: &[&str]) -> Vec<serde_json::Value> {
         let list = self.node.cli(&[&["bpf", "nat", "list"], arguments].concat());
         list.as_array().unwrap().clone()
@@ -407,6 +413,8 @@ fn ports_that_run_out_harm_nobody_else() {
         until("the drops are counted", || {
             world.counted(Hook::ToNetdev, Reason::NatPortsExhausted) == before + 3
         });
+        let told = world.metric(r#"podwire_nat_dropped_total{reason="nat-ports-exhausted"}"#);
+        assert_eq!(told, Some(before + 3));
         for socket in &sockets {
             exchange(socket, &there);
         }
@@ -617,13 +625,50 @@ fn mappings_are_listed_and_flushed_and_go_in_their_time() {
     for (from, there, node) in &sockets {
         assert_eq!(exchange(from, there).ip(), *node, "it begins anew");
     }
+    until("the mappings are told", || {
+        world.metric("podwire_nat_mappings").is_some_and(|mappings| mappings >= 2)
+    });
     let settings = world.node.cli(&["config"])["settings"].clone();
     let setting = |name: &str| (settings[name]["value"].clone(), settings[name]["origin"].clone());
     assert_eq!(setting("timeout.nat-icmp"), ("70".into(), "option".into()));
     assert_eq!(setting("timeout.nat-udp-replied"), ("120".into(), "default".into()));
     world.node.cli(&["config", "set", "timeout.nat-udp-replied", "1"]);
     until("idle mappings are gone", || world.mappings(&["--protocol", "udp"]).is_empty());
+    until("that is told", || {
+        world.metric(r#"podwire_nat_expired_total{protocol="udp",state="replied"}"#) == Some(2)
+    });
     for (from, there, node) in &sockets {
         assert_eq!(exchange(from, there).ip(), *node, "it begins anew");
     }
+}
+
+#[test]
+#[ignore = "needs root: a node in namespaces of its own"]
+fn a_table_that_fills_is_told_and_idle_mappings_go_sooner() {
+    let world = World::new(&["--masquerade-mappings", "1024"]);
+    let pod = world.node.add("a");
+    let (address, _, server) = families(&pod).next().unwrap();
+    let from = udp(&pod.pod, at(address, 0));
+    // The way there is known from then on; while it is not, few packets wait.
+    exchange(&from, &udp(&world.server, at(server, 0)));
+    for port in 1..=800 {
+        from.send_to(b"anybody?", at(server, port)).unwrap();
+    }
+    let pressure = || world.metric("podwire_nat_pressure");
+    until("the table fills", || pressure() == Some(1));
+    assert!(world.metric("podwire_nat_mappings").unwrap() >= 800);
+    assert_eq!(world.metric("podwire_nat_capacity"), Some(1024));
+    let status = world.node.cli(&["status"]);
+    let is_told = |status: &serde_json::Value| {
+        let problems = status["problems"].as_array().unwrap();
+        let what = |problem: &serde_json::Value| problem["what"].as_str().unwrap().to_owned();
+        problems.iter().map(what).any(|what| what.starts_with("the table of mappings is "))
+    };
+    assert!(is_told(&status), "{status}");
+    let maps = status["memory"]["maps"].as_array().unwrap();
+    let map = maps.iter().find(|map| map["name"] == "NAT").unwrap();
+    assert!(map["entries"].as_u64().unwrap() >= 1600, "{map}");
+    // They would stay for two minutes, which is longer than this waits.
+    until("there is room again", || pressure() == Some(0));
+    assert!(!is_told(&world.node.cli(&["status"])));
 }
