@@ -4,6 +4,7 @@
 mod error;
 mod rows;
 mod rule;
+mod stated;
 mod words;
 
 pub use error::{Error, ParseError};

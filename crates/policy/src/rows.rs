@@ -141,10 +141,13 @@ impl Rows {
     /// The row for the narrowest prefix that covers this one.
     #[must_use]
     pub fn of_cidr(&self, cidr: &IpNetwork) -> Option<&RuleList> {
-        self.cidrs.get(cidr).or_else(|| {
-            let covering = (0..cidr.prefix()).rev().filter_map(|length| shorter(cidr, length));
-            covering.filter_map(|wider| self.cidrs.get(&wider)).next()
-        })
+        self.cidrs.get(cidr).or_else(|| self.of_wider(cidr))
+    }
+
+    /// The row for the narrowest prefix that is wider than this one and covers it.
+    pub(crate) fn of_wider(&self, cidr: &IpNetwork) -> Option<&RuleList> {
+        let covering = (0..cidr.prefix()).rev().filter_map(|length| shorter(cidr, length));
+        covering.filter_map(|wider| self.cidrs.get(&wider)).next()
     }
 
     /// What becomes of a packet, as the kernel programs find out.

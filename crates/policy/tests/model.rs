@@ -106,6 +106,15 @@ proptest! {
     }
 
     #[test]
+    fn rows_say_of_which_rules_they_can_be_made(direction in direction()) {
+        let rows = Rows::compile(&direction).unwrap();
+        let said = rows.to_direction();
+        let policy = Policy { ingress: said.clone(), ..Policy::default() };
+        policy.validate().unwrap();
+        prop_assert_eq!(Rows::compile(&said).unwrap(), rows);
+    }
+
+    #[test]
     fn json_says_the_same(direction in direction()) {
         let json = serde_json::to_string(&direction).unwrap();
         prop_assert_eq!(serde_json::from_str::<Direction>(&json).unwrap(), direction);
