@@ -150,6 +150,8 @@ pub struct Datapath {
 pub(crate) struct Writer {
     free: FreeSlots,
     pub(crate) book: Book,
+    /// How often the book was made of the maps again.
+    pub(crate) rereads: u32,
 }
 
 impl Datapath {
@@ -219,7 +221,8 @@ impl Datapath {
         let mode = options.attach.resolve()?;
         let bpffs = options.bpffs.clone();
         let attach = options.attach;
-        Ok(Self { tables, object, attach, mode, bpffs, writing: Mutex::new(Writer { free, book }) })
+        let writing = Mutex::new(Writer { free, book, rereads: 0 });
+        Ok(Self { tables, object, attach, mode, bpffs, writing })
     }
 
     /// The maps as rows.

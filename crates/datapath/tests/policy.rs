@@ -527,3 +527,49 @@ fn a_later_agent_finds_what_holds_and_removes_what_is_there_by_half() {
         }
     });
 }
+
+#[test]
+#[ignore = "needs root: loads programs in a namespace of its own"]
+fn policies_are_read_back_and_what_a_stranger_wrote_is_put_right() {
+    on_node(|node| {
+        let datapath = &node.datapath;
+        let slot = |pod: &Pod| datapath.tables().slot_of_link(pod.ifindex).unwrap().unwrap();
+        let (a, b) = (slot(&node.a), slot(&node.b));
+        assert_eq!(datapath.policies().unwrap(), std::collections::HashMap::new());
+        assert_eq!(datapath.policy_of(a).unwrap(), Compiled::default());
+        let policy = Compiled::of(&Policy {
+            ingress: only(vec![
+                allow("everybody", "tcp", "80"),
+                allow("identity:7", "udp", "any"),
+                allow("10.0.0.0/8", "icmp", "any"),
+                deny("10.1.0.0/16", "any", "any"),
+            ]),
+            egress: all_but(vec![deny("10.1.0.2", "tcp", "22"), deny("::/0", "any", "any")]),
+        })
+        .unwrap();
+        datapath.set_policy(node.a.ifindex, &policy).unwrap();
+        // For b's sake a's policy has a row more, which is none of its own.
+        let closed = egress(only(vec![allow("10.3.0.0/16", "tcp", "443")]));
+        datapath.set_policy(node.b.ifindex, &closed).unwrap();
+        let expected = std::collections::HashMap::from([(a, policy.clone()), (b, closed.clone())]);
+        assert_eq!(datapath.policies().unwrap(), expected);
+        assert_eq!(datapath.policy_of(a).unwrap(), policy);
+        assert_eq!(Compiled::of(&policy.to_policy()).unwrap(), policy);
+        let before = rows();
+
+        let listing = datapath.tables().policy().unwrap();
+        let mut of_a = listing.iter().filter(|one| one.slot == a);
+        let number = of_a.find(|one| one.flow == Flow::Ingress).unwrap().policy;
+        let map = HashMap::<PolicyKey, PolicyRow>::open(format!("{MAPS}/{}", map::POLICY)).unwrap();
+        map.remove(&PolicyKey::identity(number, 7)).unwrap();
+        assert_ne!(datapath.policy_of(a).unwrap(), policy);
+        datapath.reread_policies().unwrap();
+        assert_eq!(datapath.set_policy(node.a.ifindex, &policy).unwrap(), Outcome::Changed);
+        assert_eq!(datapath.set_policy(node.b.ifindex, &closed).unwrap(), Outcome::Unchanged);
+        assert_eq!((datapath.policies().unwrap(), rows()), (expected, before));
+        for pod in [&node.a, &node.b] {
+            datapath.set_policy(pod.ifindex, &Compiled::default()).unwrap();
+        }
+        assert_eq!(rows(), 0);
+    });
+}

@@ -3,6 +3,7 @@
 mod arena;
 mod book;
 mod index;
+mod read;
 mod restore;
 mod rows;
 
@@ -101,15 +102,19 @@ impl Datapath {
     ///
     /// If there is no waiting, or a map refuses; it can be repeated.
     pub fn tidy(&self) -> Result<()> {
-        let retired = {
+        let (retired, rereads) = {
             let mut writer = self.lock();
             if !writer.book.has_retired() {
                 return Ok(());
             }
-            writer.book.take_retired()
+            (writer.book.take_retired(), writer.rereads)
         };
         let waited = grace_period();
         let mut writer = self.lock();
+        if writer.rereads != rereads {
+            // It is removed, and what it took may be in use again.
+            return Ok(());
+        }
         // What was retired meanwhile waits for the next time.
         let newer = writer.book.take_retired();
         writer.book.put_back(retired);
