@@ -167,7 +167,8 @@ impl Agent {
         let sides =
             Sides { ipam: &ipam, datapath: &*datapath, links: &*links, policies: &policies };
         let recorded = (!is_new).then_some(&*recorded);
-        let Restored { endpoints, repairs: more } = restore(config, &notes, recorded, &sides)?;
+        let Restored { endpoints, policies, repairs: more } =
+            restore(config, &notes, recorded, &sides)?;
         pools::set_routers_aside(&ipam, routers)?;
         repairs.extend(more);
         if is_new {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 use podwire_api::{AttachMode, Delivery, Difference, Disciplines, Interface, Mac};
-use podwire_datapath::{self as datapath, Attached, By};
+use podwire_datapath::{self as datapath, Attached, By, IpcacheRow};
 use podwire_ipam::Addresses;
 use podwire_netlink::{
     Direction, Family, IfIndex, IfName, LinkChange, Netlink,
@@ -15,6 +15,7 @@ use podwire_netns::{
     LEAVING_GROUPS,
     sysctl::{self, Key},
 };
+use podwire_policy::{Compiled, Rows};
 
 use crate::error::{Source, chain};
 use crate::seam::{Datapath, Flows, Link, Links, Mappings, Pin, Row, Survey, Terms};
@@ -96,9 +97,27 @@ impl Datapath for KernelDatapath {
         Ok(())
     }
 
-    fn identity_of(&self, ifindex: u32) -> Result<Option<u32>, Source> {
+    fn terms_of(&self, ifindex: u32) -> Result<Option<Terms>, Source> {
         let rows = self.0.tables().endpoints()?;
-        Ok(rows.into_iter().find(|row| row.ifindex == ifindex).map(|row| row.identity))
+        let Some(row) = rows.into_iter().find(|row| row.ifindex == ifindex) else {
+            return Ok(None);
+        };
+        let policy = Some(self.0.policy_of(row.slot)?);
+        Ok(Some(Terms { identity: row.identity, policy }))
+    }
+
+    fn all_terms(&self) -> Result<HashMap<u32, Terms>, Source> {
+        let mut policies = self.0.policies()?;
+        let rows = self.0.tables().endpoints()?.into_iter();
+        let terms = rows.map(|row| {
+            let policy = Some(policies.remove(&row.slot).unwrap_or_default());
+            (row.ifindex, Terms { identity: row.identity, policy })
+        });
+        Ok(terms.collect())
+    }
+
+    fn reread_policies(&self) -> Result<(), Source> {
+        Ok(self.0.reread_policies()?)
     }
 
     fn set_identities(&self, entries: &[(IpNetwork, u32)]) -> Result<(), Source> {
@@ -161,7 +180,13 @@ impl Datapath for KernelDatapath {
         Ok(self.0.attached(link, ifindex)?.into_iter().all(|(_, is)| is))
     }
 
-    fn inspect(&self, link: &str, slot: u32, row: &Row) -> Result<Vec<Difference>, Source> {
+    fn inspect(
+        &self,
+        link: &str,
+        slot: u32,
+        row: &Row,
+        terms: &Terms,
+    ) -> Result<Vec<Difference>, Source> {
         let mut found = Vec::new();
         let mut expect = |what: String, expected: String, is: String| {
             if expected != is {
@@ -178,17 +203,36 @@ impl Datapath for KernelDatapath {
             format!("slot {slot}"),
             link_leads_to.map_or_else(|| "nothing".to_owned(), |number| format!("slot {number}")),
         );
-        let generation = self.0.tables().endpoints()?.into_iter().find(|one| one.slot == slot);
-        let generation = generation.map_or(0, |one| one.generation);
+        let here = self.0.tables().endpoints()?.into_iter().find(|one| one.slot == slot);
+        let generation = here.as_ref().map_or(0, |one| one.generation);
+        let identity = terms.identity;
         for address in row.addresses.iter() {
-            let entry = self.0.tables().holder(address)?;
-            let is = match entry.map(|entry| (entry.slot, entry.generation)) {
+            let is = match self.0.tables().holder(address)? {
                 None => "nothing".to_owned(),
-                Some((None, _)) => "no slot".to_owned(),
-                Some((Some(number), of)) if of == generation => format!("slot {number}"),
-                Some((Some(number), _)) => format!("slot {number}, of another generation"),
+                Some(IpcacheRow { slot: None, .. }) => "no slot".to_owned(),
+                Some(IpcacheRow { slot: Some(number), generation: of, identity, .. }) => {
+                    let last = if of == generation { "" } else { ", of another generation" };
+                    format!("slot {number}{last}, identity {identity}")
+                }
             };
-            expect(format!("ipcache entry of {address}"), format!("slot {slot}"), is);
+            let expected = format!("slot {slot}, identity {identity}");
+            expect(format!("ipcache entry of {address}"), expected, is);
+        }
+        // Of an empty slot all is said.
+        if let Some(here) = here {
+            let what = format!("identity in slot {slot}");
+            expect(what, identity.to_string(), here.identity.to_string());
+            let (is, everything) = (self.0.policy_of(slot)?, Compiled::default());
+            let wanted = terms.policy.as_ref().unwrap_or(&everything);
+            for (direction, wanted, is) in
+                [("ingress", &wanted.ingress, &is.ingress), ("egress", &wanted.egress, &is.egress)]
+            {
+                let (expected, mut has) = (tell_rows(wanted), tell_rows(is));
+                if wanted != is && has == expected {
+                    has.push_str(", other ones");
+                }
+                expect(format!("{direction} policy in slot {slot}"), expected, has);
+            }
         }
         let attached = self.0.attached(link, row.ifindex)?;
         for (program, is) in attached {
@@ -256,6 +300,15 @@ fn tell(row: &Row) -> String {
          {interface:?}"
     )
     .to_lowercase()
+}
+
+/// A direction of a policy in a few words.
+fn tell_rows(rows: &Rows) -> String {
+    if rows.permits_all() {
+        return "everything passes".to_owned();
+    }
+    let peers = usize::from(!rows.others.is_empty()) + rows.identities.len() + rows.cidrs.len();
+    format!("{} by default, peers with rules: {peers}", rows.default)
 }
 
 /// The interfaces of the namespace that the agent runs in.

@@ -27,6 +27,14 @@ struct State {
     identities: BTreeMap<IpNetwork, u32>,
 }
 
+impl State {
+    fn put_on(&mut self, ifindex: u32, terms: &Terms) {
+        let last = self.terms.remove(&ifindex).and_then(|last| last.policy);
+        let policy = terms.policy.clone().or(last).unwrap_or_default();
+        self.terms.insert(ifindex, Terms { policy: Some(policy), ..*terms });
+    }
+}
+
 impl MemoryDatapath {
     /// Makes the next call of that name fail.
     pub(crate) fn fail_next(&self, call: &str) {
@@ -72,7 +80,7 @@ impl Datapath for MemoryDatapath {
 
     fn add(&self, link: &str, row: &Row, _: Disciplines, terms: &Terms) -> Result<u32, Source> {
         self.call("add", |state| {
-            state.terms.insert(row.ifindex, terms.clone());
+            state.put_on(row.ifindex, terms);
             let same = state.rows.iter().find(|(_, old)| old.ifindex == row.ifindex);
             let free = || (0..).find(|slot| !state.rows.contains_key(slot));
             let slot = same.map(|(slot, _)| *slot).or_else(free).unwrap();
@@ -90,13 +98,19 @@ impl Datapath for MemoryDatapath {
     }
 
     fn set_terms(&self, ifindex: u32, terms: &Terms) -> Result<(), Source> {
-        self.call("set_terms", |state| {
-            state.terms.insert(ifindex, terms.clone());
-        })
+        self.call("set_terms", |state| state.put_on(ifindex, terms))
     }
 
-    fn identity_of(&self, ifindex: u32) -> Result<Option<u32>, Source> {
-        self.call("identity_of", |state| state.terms.get(&ifindex).map(|terms| terms.identity))
+    fn terms_of(&self, ifindex: u32) -> Result<Option<Terms>, Source> {
+        self.call("terms_of", |state| state.terms.get(&ifindex).cloned())
+    }
+
+    fn all_terms(&self) -> Result<HashMap<u32, Terms>, Source> {
+        self.call("all_terms", |state| state.terms.clone().into_iter().collect())
+    }
+
+    fn reread_policies(&self) -> Result<(), Source> {
+        self.call("reread_policies", |_| ())
     }
 
     fn set_identities(&self, entries: &[(IpNetwork, u32)]) -> Result<(), Source> {
@@ -158,7 +172,13 @@ impl Datapath for MemoryDatapath {
         self.call("is_attached", |state| state.attached.get(link) == Some(&ifindex))
     }
 
-    fn inspect(&self, link: &str, slot: u32, row: &Row) -> Result<Vec<Difference>, Source> {
+    fn inspect(
+        &self,
+        link: &str,
+        slot: u32,
+        row: &Row,
+        terms: &Terms,
+    ) -> Result<Vec<Difference>, Source> {
         self.call("inspect", |state| {
             let mut found = Vec::new();
             let mut expect = |what: String, holds: bool| {
@@ -169,6 +189,9 @@ impl Datapath for MemoryDatapath {
             };
             expect(format!("slot {slot}"), state.rows.get(&slot) == Some(row));
             expect(format!("programs at {link}"), state.attached.contains_key(link));
+            let here = state.terms.get(&row.ifindex);
+            let agree = here.is_some_and(|here| terms.difference(here).is_none());
+            expect(format!("terms of slot {slot}"), agree);
             found
         })
     }

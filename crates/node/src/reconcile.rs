@@ -1,10 +1,12 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 
-use podwire_api::{Delivery, Endpoint, EndpointId, Interface, Mark, NodeName, Repair};
+use podwire_api::{
+    Delivery, Endpoint, EndpointId, Interface, Mark, NodeName, Repair, UNMANAGED_IDENTITY,
+};
 use podwire_ipam::Addresses;
 use podwire_netns::UNFINISHED_GROUP;
 
-use crate::seam::{Link, Pin, Row, Survey};
+use crate::seam::{Link, Pin, Row, Survey, Terms};
 
 /// What stands in the kernel when the agent starts.
 #[derive(Debug, Default)]
@@ -13,6 +15,8 @@ pub(crate) struct Observed {
     /// What hangs on the records' links.
     pub(crate) hanging: Survey,
     pub(crate) rows: Vec<(u32, Row)>,
+    /// Who endpoints are and what they may, by interface.
+    pub(crate) terms: HashMap<u32, Terms>,
     pub(crate) pins: Vec<Pin>,
 }
 
@@ -33,6 +37,18 @@ pub(crate) enum Step {
     Refresh { endpoint: Endpoint },
     /// All is as it should be. Its programs are yesterday's, on the same maps: they may wait.
     Keep { endpoint: Endpoint },
+}
+
+impl Step {
+    /// The endpoint that it leaves there.
+    pub(crate) fn endpoint(&self) -> Option<&Endpoint> {
+        match self {
+            Self::Write { endpoint, .. } | Self::Refresh { endpoint } | Self::Keep { endpoint } => {
+                Some(endpoint)
+            }
+            _ => None,
+        }
+    }
 }
 
 /// What to do, in this order, and what of it is worth telling.
@@ -225,7 +241,10 @@ pub(crate) fn rebuild(node: &NodeName, observed: &Observed) -> Vec<Endpoint> {
             network: None,
             pod: None,
             interface: row.interface,
-            identity: podwire_api::UNMANAGED_IDENTITY,
+            identity: observed
+                .terms
+                .get(&link.index)
+                .map_or(UNMANAGED_IDENTITY, |one| one.identity),
         })
     });
     let mut all: Vec<Endpoint> = all.collect();
@@ -302,7 +321,7 @@ mod tests {
             network: None,
             pod: None,
             interface: Interface::Own,
-            identity: podwire_api::UNMANAGED_IDENTITY,
+            identity: UNMANAGED_IDENTITY,
         }
     }
 
@@ -382,6 +401,7 @@ mod tests {
             },
             rows: vec![row(7)],
             pins: vec![pin("a", Some(7))],
+            ..Observed::default()
         };
         let plan = plan(&node(), &[record("a", 7)], &nothing_noted(), &observed);
         let [Step::Write { endpoint, row }] = &plan.steps[..] else { panic!("{plan:?}") };

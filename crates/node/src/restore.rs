@@ -8,7 +8,7 @@ use podwire_ipam::{Addresses, LeaseState};
 use podwire_policy::Compiled;
 
 use crate::error::{Source, chain};
-use crate::node::policy::terms;
+use crate::node::policy::{in_force, terms};
 use crate::node::{confirmed, now, owner};
 use crate::reconcile::{Observed, Plan, Step, is_unfinished, plan, rebuild};
 use crate::seam::{Datapath, Link, Links, Terms};
@@ -23,6 +23,8 @@ const AT_START: usize = 32;
 #[derive(Debug)]
 pub(crate) struct Restored {
     pub(crate) endpoints: Vec<Endpoint>,
+    /// What they may send and receive, of those that have a policy.
+    pub(crate) policies: BTreeMap<EndpointId, Policy>,
     pub(crate) repairs: Vec<Repair>,
 }
 
@@ -52,13 +54,7 @@ pub(crate) fn restore(
     let records = match records {
         Some(records) => records,
         None => {
-            let mut all = rebuild(&config.node, &observed);
-            for endpoint in &mut all {
-                let identity = sides.datapath.identity_of(endpoint.ifindex);
-                let identity = identity.map_err(trouble("read", "the datapath's endpoints"))?;
-                endpoint.identity = identity.unwrap_or(endpoint.identity);
-            }
-            rebuilt = all;
+            rebuilt = rebuild(&config.node, &observed);
             let changes = rebuilt.iter().map(store::put).collect::<Result<Vec<_>, _>>()?;
             sides.ipam.begin(changes)?.wait()?;
             observed = observe(&rebuilt, sides)?;
@@ -73,17 +69,28 @@ pub(crate) fn restore(
             done: "left alone".into(),
         });
     }
+    let mut policies = sides.policies.clone();
+    policies.extend(take_up(&steps, &observed, sides, &mut repairs)?);
+    let Sides { ipam, datapath, links, .. } = *sides;
+    let sides = &Sides { ipam, datapath, links, policies: &policies };
     let mut endpoints = Vec::with_capacity(records.len());
     let mut at_start = AT_START;
     for step in &steps {
         match act(step, &mut at_start, sides) {
             Ok(None) => {}
             Ok(Some(endpoint)) => {
-                // It is there for all that; what held before holds on.
-                if let Err(error) = set_terms(&endpoint, sides) {
-                    let (object, found) = (subject(step), chain(&error));
-                    tracing::error!(object, error = found, "restoring identity and policy");
-                    repairs.push(Repair { object, found, done: "failed".into() });
+                match set_terms(&endpoint, &observed, sides) {
+                    Ok(None) => {}
+                    Ok(Some(found)) => {
+                        let (object, done) = (subject(step), "rewritten".into());
+                        repairs.push(Repair { object, found, done });
+                    }
+                    // It is there for all that; what held before holds on.
+                    Err(error) => {
+                        let (object, found) = (subject(step), chain(&error));
+                        tracing::error!(object, error = found, "restoring identity and policy");
+                        repairs.push(Repair { object, found, done: "failed".into() });
+                    }
                 }
                 endpoints.push(endpoint);
             }
@@ -102,7 +109,43 @@ pub(crate) fn restore(
     }
     repairs.extend(release_unused(sides.ipam, records, &noted)?);
     notes::remove(notes_dir, &waiting.notes)?;
-    Ok(Restored { endpoints, repairs })
+    for step in &steps {
+        if let Step::DropRecord { id } = step {
+            policies.remove(id);
+        }
+    }
+    Ok(Restored { endpoints, policies, repairs })
+}
+
+/// Puts policies on record that the datapath has for endpoints of which none is on record, as after the loss of
+/// the records. What cannot be said as rules stays in force, and is told.
+fn take_up(
+    steps: &[Step],
+    observed: &Observed,
+    sides: &Sides<'_>,
+    repairs: &mut Vec<Repair>,
+) -> Result<BTreeMap<EndpointId, Policy>, Error> {
+    let mut taken = BTreeMap::new();
+    for Endpoint { id, ifindex, .. } in steps.iter().filter_map(Step::endpoint) {
+        let Some(found) = observed.terms.get(ifindex) else { continue };
+        if sides.policies.contains_key(id) {
+            continue;
+        }
+        let (found, done) = match in_force(id, found) {
+            Ok(None) => continue,
+            Ok(Some(policy)) => {
+                taken.insert(id.clone(), policy);
+                ("a policy is in force that is not on record".into(), "put on record")
+            }
+            Err(error) => (chain(&error), "left in force"),
+        };
+        repairs.push(Repair { object: format!("endpoint {id}"), found, done: done.into() });
+    }
+    if !taken.is_empty() {
+        let changes = taken.iter().map(|(id, policy)| store::put_policy(id, policy));
+        sides.ipam.begin(changes.collect::<Result<_, _>>()?)?.wait()?;
+    }
+    Ok(taken)
 }
 
 /// Takes back leases that outlived their endpoint, or whose DEL met no agent. A pending one may have an
@@ -150,6 +193,7 @@ fn observe(records: &[Endpoint], sides: &Sides<'_>) -> Result<Observed, Error> {
         hanging: links.survey(&indices).map_err(read("what hangs on the links"))?,
         links: found,
         rows: datapath.rows().map_err(read("the datapath's endpoints"))?,
+        terms: datapath.all_terms().map_err(read("the datapath's identities and policies"))?,
         pins: datapath.pins().map_err(read("the pins"))?,
     })
 }
@@ -199,10 +243,21 @@ fn act(step: &Step, at_start: &mut usize, sides: &Sides<'_>) -> Result<Option<En
     }
 }
 
-fn set_terms(endpoint: &Endpoint, sides: &Sides<'_>) -> Result<(), Error> {
-    let terms = terms(endpoint, sides.policies.get(&endpoint.id))?;
+/// Has the datapath's terms be those on record; says how they were not.
+fn set_terms(
+    endpoint: &Endpoint,
+    observed: &Observed,
+    sides: &Sides<'_>,
+) -> Result<Option<String>, Error> {
+    let mut terms = terms(endpoint, sides.policies.get(&endpoint.id))?;
     let set = sides.datapath.set_terms(endpoint.ifindex, &terms);
-    set.map_err(trouble("write into the datapath", &endpoint.id))
+    set.map_err(trouble("write into the datapath", &endpoint.id))?;
+    let Some(found) = observed.terms.get(&endpoint.ifindex) else { return Ok(None) };
+    if terms.policy.is_none() {
+        // What it had it has.
+        terms.policy.clone_from(&found.policy);
+    }
+    Ok(terms.difference(found))
 }
 
 /// An endpoint whose policy cannot be read, since another version wrote it, sends and receives nothing until
@@ -255,6 +310,7 @@ mod tests {
     use std::fs;
 
     use podwire_api::{Delivery, EndpointId, Interface, Mac, Mark};
+    use serde_json::json;
 
     use super::*;
     use crate::memory::{MemoryDatapath, MemoryLinks};
@@ -432,6 +488,74 @@ mod tests {
         assert!(restored.repairs.iter().any(|one| one.object.contains("b/eth0")), "{restored:?}");
         drop(ipam);
         assert_eq!(bench.open().endpoints.len(), 1);
+    }
+
+    fn closed_but(peer: &str) -> Policy {
+        let rule = json!({"action": "allow", "peer": peer, "protocol": "tcp", "ports": "80"});
+        serde_json::from_value(json!({"ingress": {"default": "deny", "rules": [rule]}})).unwrap()
+    }
+
+    fn told(restored: &Restored) -> Vec<(&str, &str, &str)> {
+        let repairs = restored.repairs.iter();
+        repairs.map(|one| (&*one.object, &*one.found, &*one.done)).collect()
+    }
+
+    #[test]
+    fn policies_in_force_come_back_on_record() {
+        let bench = bench();
+        let (a, b) = (record("a", 7), record("b", 8));
+        for endpoint in [&a, &b] {
+            bench.plug(endpoint);
+            bench.write(endpoint);
+        }
+        let policy = closed_but("identity:4711");
+        let in_force = terms(&Endpoint { identity: 700, ..a.clone() }, Some(&policy)).unwrap();
+        bench.datapath.set_terms(7, &in_force).unwrap();
+        let ipam = bench.open().ipam;
+        let restored = bench.restore_from(&ipam, None);
+        let expected =
+            [("endpoint a/eth0", "a policy is in force that is not on record", "put on record")];
+        assert_eq!(told(&restored), expected);
+        assert_eq!(restored.endpoints[0].identity, 700);
+        assert_eq!(bench.datapath.terms(7), Some(in_force));
+        let policies = BTreeMap::from([(a.id, policy)]);
+        assert_eq!(restored.policies, policies);
+        drop(ipam);
+        let opened = bench.open();
+        assert_eq!((opened.policies, opened.endpoints[0].identity), (policies, 700));
+    }
+
+    #[test]
+    fn the_record_counts_where_the_datapath_has_another_policy() {
+        let mut bench = bench();
+        let (a, b) = (record("a", 7), record("b", 8));
+        bench.plug(&a);
+        bench.write(&a);
+        // That of an endpoint which is gone goes with it.
+        bench.policies = [&a, &b].map(|one| (one.id.clone(), closed_but("identity:4711"))).into();
+        let right = terms(&a, bench.policies.get(&a.id)).unwrap();
+        let (restored, ..) = bench.restore(&[a.clone(), b]);
+        let told = told(&restored);
+        let another = ("endpoint a/eth0", "the datapath has another policy", "rewritten");
+        assert!(told.contains(&another), "{told:?}");
+        assert_eq!(bench.datapath.terms(7), Some(right));
+        assert_eq!(restored.policies.keys().collect::<Vec<_>>(), [&a.id]);
+    }
+
+    #[test]
+    fn a_policy_that_no_rules_make_stays_in_force() {
+        let bench = bench();
+        let a = record("a", 7);
+        bench.plug(&a);
+        bench.write(&a);
+        let mut strange = terms(&a, Some(&closed_but("everybody"))).unwrap();
+        let rows = &mut strange.policy.as_mut().unwrap().ingress;
+        rows.identities = [(7, podwire_policy::RuleList::default())].into();
+        bench.datapath.set_terms(7, &strange).unwrap();
+        let (restored, ..) = bench.restore(&[a]);
+        assert!(matches!(told(&restored)[..], [("endpoint a/eth0", _, "left in force")]));
+        assert_eq!(bench.datapath.terms(7), Some(strange));
+        assert_eq!(restored.policies, BTreeMap::new());
     }
 
     #[test]

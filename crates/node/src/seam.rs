@@ -31,6 +31,24 @@ pub(crate) struct Terms {
     pub(crate) policy: Option<Compiled>,
 }
 
+impl Terms {
+    /// What is otherwise about an endpoint on these terms, which are the record's, if the datapath has these.
+    pub(crate) fn difference(&self, found: &Self) -> Option<String> {
+        let everything = Compiled::default();
+        let [said, is] = [self, found].map(|one| one.policy.as_ref().unwrap_or(&everything));
+        let policy = match &self.policy {
+            _ if said == is => None,
+            None => Some("a policy is in force that is not on record".to_owned()),
+            Some(_) => Some("the datapath has another policy".to_owned()),
+        };
+        let identity = (self.identity != found.identity).then(|| {
+            format!("the datapath has identity {}, the record {}", found.identity, self.identity)
+        });
+        let all: Vec<String> = identity.into_iter().chain(policy).collect();
+        (!all.is_empty()).then(|| all.join(", and "))
+    }
+}
+
 /// A pin of a program's attachment, named as its host link.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Pin {
@@ -73,8 +91,15 @@ pub(crate) trait Datapath: Debug + Send + Sync {
     /// Puts the endpoint of an interface on its terms, effective for the very next packet.
     fn set_terms(&self, ifindex: u32, terms: &Terms) -> Result<(), Source>;
 
-    /// Who the endpoint of an interface is to others.
-    fn identity_of(&self, ifindex: u32) -> Result<Option<u32>, Source>;
+    /// On which terms the endpoint of an interface is.
+    fn terms_of(&self, ifindex: u32) -> Result<Option<Terms>, Source>;
+
+    /// On which terms all endpoints are, by interface.
+    fn all_terms(&self) -> Result<HashMap<u32, Terms>, Source>;
+
+    /// Takes what stands in policies for what was written there, so that terms that are set next put right what
+    /// somebody else has changed.
+    fn reread_policies(&self) -> Result<(), Source>;
 
     /// Says who is behind prefixes, effective for the very next packet.
     fn set_identities(&self, entries: &[(IpNetwork, u32)]) -> Result<(), Source>;
@@ -100,8 +125,14 @@ pub(crate) trait Datapath: Debug + Send + Sync {
     /// Whether both programs are attached, in whichever way.
     fn is_attached(&self, link: &str, ifindex: u32) -> Result<bool, Source>;
 
-    /// How programs and maps differ from what they should be for an endpoint in this slot.
-    fn inspect(&self, link: &str, slot: u32, row: &Row) -> Result<Vec<Difference>, Source>;
+    /// How programs and maps differ from what they should be for an endpoint in this slot, on these terms.
+    fn inspect(
+        &self,
+        link: &str,
+        slot: u32,
+        row: &Row,
+        terms: &Terms,
+    ) -> Result<Vec<Difference>, Source>;
 
     /// All endpoints, with their slots.
     fn rows(&self) -> Result<Vec<(u32, Row)>, Source>;

@@ -80,8 +80,8 @@ pub(crate) fn open(path: &Path, node: &NodeName, boot_id: &str) -> Result<Opened
         object: path.display().to_string(),
         found: crate::error::chain(&damage),
         done: format!(
-            "set aside as {}; endpoints and their leases are taken from the kernel, but for the names of \
-             pods and networks; pools made by hand, reservations, sticky names and settings are lost",
+            "set aside as {}; endpoints, their leases, identities and policies are taken from the kernel, but for \
+             the names of pods and networks; pools made by hand, reservations, sticky names and settings are lost",
             aside.display()
         ),
     });

@@ -11,7 +11,7 @@ use podwire_ipam::Addresses;
 use super::{Fate, Node, confirmed, look_at};
 use crate::Error;
 use crate::error::chain;
-use crate::seam::{Link, Row};
+use crate::seam::{Link, Row, Terms};
 
 /// Something that does not agree, and is looked at again before it is believed: the first look was at
 /// a node that goes on working.
@@ -25,6 +25,8 @@ enum Suspicion {
     Unplugged(EndpointId),
     /// An endpoint that the datapath does not have, or otherwise.
     Unwritten(EndpointId),
+    /// An endpoint that has another identity or policy in the datapath.
+    Misjudged(EndpointId),
     /// A link with our mark that no endpoint goes with.
     Stray { id: EndpointId, link: Link },
     /// A slot of the datapath that no endpoint goes with.
@@ -37,6 +39,7 @@ enum Suspicion {
 struct Seen {
     links: HashMap<u32, Link>,
     rows: HashMap<u32, (u32, Row)>,
+    terms: HashMap<u32, Terms>,
 }
 
 impl Node {
@@ -93,9 +96,11 @@ impl Node {
     fn look(&self) -> Result<Seen, Error> {
         let links = self.links.all().map_err(look_at("the links"))?;
         let rows = self.datapath.rows().map_err(look_at("the datapath's endpoints"))?;
+        let terms = self.datapath.all_terms();
         Ok(Seen {
             links: links.into_iter().map(|link| (link.index, link)).collect(),
             rows: rows.into_iter().map(|(slot, row)| (row.ifindex, (slot, row))).collect(),
+            terms: terms.map_err(look_at("the datapath's identities and policies"))?,
         })
     }
 
@@ -122,6 +127,8 @@ impl Node {
             } else if seen.rows.get(&endpoint.ifindex).is_none_or(|(_, row)| !is_row(endpoint, row))
             {
                 suspicions.push(Suspicion::Unwritten(id));
+            } else if !self.is_on_terms(endpoint, &seen.terms) {
+                suspicions.push(Suspicion::Misjudged(id));
             }
         }
         for link in seen.links.values().filter(|link| !indices.contains(&link.index)) {
@@ -138,6 +145,14 @@ impl Node {
         }
         suspicions.sort_by_key(Suspicion::object);
         suspicions
+    }
+
+    fn is_on_terms(&self, endpoint: &Endpoint, seen: &HashMap<u32, Terms>) -> bool {
+        let terms = super::policy::terms(endpoint, self.policies().get(&endpoint.id));
+        match (terms, seen.get(&endpoint.ifindex)) {
+            (Ok(terms), Some(found)) => terms.difference(found).is_none(),
+            _ => false,
+        }
     }
 
     /// What is wrong, if it still is, now that nobody else works on it.
@@ -179,6 +194,10 @@ impl Node {
                         None => Some("the datapath does not have it".to_owned()),
                     }
                 }
+                None => None,
+            },
+            Suspicion::Misjudged(id) => match self.endpoint(id) {
+                Some(endpoint) => self.misjudged(&endpoint)?,
                 None => None,
             },
             Suspicion::Stray { id, link } => {
@@ -244,6 +263,10 @@ impl Node {
                 self.endpoints().insert(id.clone(), endpoint);
                 Ok(())
             }
+            Suspicion::Misjudged(id) => match self.endpoint(id) {
+                Some(endpoint) => self.have_agree(&endpoint),
+                None => Ok(()),
+            },
             Suspicion::Stray { id, link } => match link.alias.as_deref().map(str::parse) {
                 Some(Ok(Mark::Chained { .. })) => {
                     self.unmark(link.index, &link.name, link.alias.as_deref().unwrap_or_default())
@@ -298,6 +321,7 @@ impl Suspicion {
             | Self::Unleased(id)
             | Self::Unplugged(id)
             | Self::Unwritten(id)
+            | Self::Misjudged(id)
             | Self::Stray { id, .. }
             | Self::Homeless(id) => Some(id),
             Self::Orphan { .. } => None,
@@ -307,9 +331,10 @@ impl Suspicion {
     fn object(&self) -> String {
         match self {
             Self::Unused(id) | Self::Homeless(id) => format!("lease of {id}"),
-            Self::Unleased(id) | Self::Unplugged(id) | Self::Unwritten(id) => {
-                format!("endpoint {id}")
-            }
+            Self::Unleased(id)
+            | Self::Unplugged(id)
+            | Self::Unwritten(id)
+            | Self::Misjudged(id) => format!("endpoint {id}"),
             Self::Stray { link, .. } => format!("link {}", link.name),
             Self::Orphan { slot, .. } => format!("slot {slot}"),
         }
@@ -321,6 +346,9 @@ impl Suspicion {
             Self::Unleased(_) => "lease it the addresses it has",
             Self::Unplugged(_) => "delete the endpoint",
             Self::Unwritten(_) => "write it into the datapath",
+            Self::Misjudged(_) => {
+                "put a policy that is on no record on record, and write what is into the datapath"
+            }
             Self::Stray { .. } => "delete the link, or take the mark off an adopted one",
             Self::Orphan { .. } => "empty the slot",
             Self::Homeless(_) => {

@@ -6,6 +6,7 @@ use std::thread;
 use podwire_api::{Endpoint, EndpointId, Inspection, Lease, LeaseState, Mark, Removed};
 
 use super::check::row;
+use super::policy::terms;
 use super::{Node, look_at};
 use crate::Error;
 use crate::reconcile::is_unfinished;
@@ -19,8 +20,8 @@ impl Node {
     pub(crate) fn inspect(&self, id: &EndpointId) -> Result<Inspection, Error> {
         let _turn = self.turns.take(id);
         let endpoint = self.endpoint(id).ok_or_else(|| Error::NoEndpoint(id.clone()))?;
-        let row = row(&endpoint);
-        let inspected = self.datapath.inspect(&endpoint.host_link, endpoint.slot, &row);
+        let (row, terms) = (row(&endpoint), terms(&endpoint, self.policies().get(id))?);
+        let inspected = self.datapath.inspect(&endpoint.host_link, endpoint.slot, &row, &terms);
         let differences = inspected.map_err(|source| Error::Datapath {
             operation: "inspect",
             object: format!("endpoint {id}"),

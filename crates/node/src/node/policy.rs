@@ -6,8 +6,8 @@ use std::sync::{MutexGuard, PoisonError};
 
 use ipnetwork::IpNetwork;
 use podwire_api::{
-    Endpoint, EndpointId, Interface, Policy, PolicyAction, PolicyDirection, PrefixCount,
-    PrefixIdentity, Removed, Repair,
+    Endpoint, EndpointId, Interface, Policy, PolicyAction, PolicyDirection, PolicyRule,
+    PrefixCount, PrefixIdentity, Removed, Repair,
 };
 use podwire_policy::{self as policy, Compiled, MAX_IDENTITY, ParseError};
 
@@ -77,10 +77,17 @@ impl Node {
         Ok(endpoint)
     }
 
-    /// What an endpoint may send and receive.
+    /// What an endpoint may send and receive. Where nothing is on record the datapath is asked: whatever is in force
+    /// is shown.
     pub(crate) fn policy(&self, id: &EndpointId) -> Result<Policy, Error> {
-        self.endpoint(id).ok_or_else(|| Error::NoEndpoint(id.clone()))?;
-        Ok(self.policies().get(id).cloned().unwrap_or_default())
+        let _turn = self.turns.take(id);
+        let endpoint = self.endpoint(id).ok_or_else(|| Error::NoEndpoint(id.clone()))?;
+        if let Some(policy) = self.policies().get(id) {
+            return Ok(policy.clone());
+        }
+        let found = self.datapath.terms_of(endpoint.ifindex).map_err(of_policy("read", id))?;
+        let policy = found.map(|found| in_force(id, &found)).transpose()?.flatten();
+        Ok(policy.unwrap_or_default())
     }
 
     /// Says what an endpoint may send and receive. It is on the disk before it holds: what the datapath has
@@ -108,6 +115,32 @@ impl Node {
         }
         self.policies().insert(id.clone(), policy.clone());
         Ok(policy.clone())
+    }
+
+    /// How the datapath has an endpoint on other terms than those on record.
+    pub(super) fn misjudged(&self, endpoint: &Endpoint) -> Result<Option<String>, Error> {
+        let id = &endpoint.id;
+        let found = self.datapath.terms_of(endpoint.ifindex).map_err(of_policy("read", id))?;
+        let Some(found) = found else { return Ok(None) };
+        let terms = terms(endpoint, self.policies().get(id))?;
+        Ok(terms.difference(&found))
+    }
+
+    /// Has record and datapath agree on an endpoint: a policy that is in force, while none is on record, is put there;
+    /// in all else the record counts.
+    pub(super) fn have_agree(&self, endpoint: &Endpoint) -> Result<(), Error> {
+        let id = &endpoint.id;
+        self.datapath.reread_policies().map_err(of_policy("read", id))?;
+        let is_recorded = self.policies().contains_key(id);
+        let found = self.datapath.terms_of(endpoint.ifindex).map_err(of_policy("read", id))?;
+        if let Some(found) = found.filter(|_| !is_recorded)
+            && let Some(policy) = in_force(id, &found)?
+        {
+            self.ipam.begin(vec![store::put_policy(id, &policy)?])?.wait()?;
+            self.policies().insert(id.clone(), policy);
+        }
+        let terms = terms(endpoint, self.policies().get(id))?;
+        self.datapath.set_terms(endpoint.ifindex, &terms).map_err(of_policy("set", id))
     }
 
     /// Lets an endpoint send and receive everything.
@@ -245,10 +278,46 @@ fn compile(said: &Policy) -> Result<Compiled, Error> {
     Compiled::of(&policy::Policy { ingress, egress }).map_err(|error| wrong(&error))
 }
 
+/// The policy of terms that the datapath has, as rules that mean just the same; none if everything passes.
+pub(crate) fn in_force(id: &EndpointId, found: &Terms) -> Result<Option<Policy>, Error> {
+    let Some(rows) = found.policy.as_ref().filter(|rows| !rows.permits_all()) else {
+        return Ok(None);
+    };
+    let direction = |policy::Direction { default, rules }| PolicyDirection {
+        default: worded(default),
+        rules: rules.iter().map(rule).collect(),
+    };
+    let policy::Policy { ingress, egress } = rows.to_policy();
+    let policy = Policy { ingress: direction(ingress), egress: direction(egress) };
+    if compile(&policy).is_ok_and(|compiled| compiled == *rows) {
+        return Ok(Some(policy));
+    }
+    Err(Error::Conflict(format!(
+        "the policy that is in force for {id} is not on record, and podwire has not written its rows: see \
+         `podwire bpf policy list`; `podwire policy set` or `podwire policy delete` replaces it"
+    )))
+}
+
+fn rule(rule: &policy::Rule) -> PolicyRule {
+    PolicyRule {
+        action: worded(rule.action),
+        peer: rule.peer.to_string(),
+        protocol: rule.protocol.to_string(),
+        ports: rule.ports.to_string(),
+    }
+}
+
 fn action(said: PolicyAction) -> policy::Action {
     match said {
         PolicyAction::Allow => policy::Action::Allow,
         PolicyAction::Deny => policy::Action::Deny,
+    }
+}
+
+fn worded(action: policy::Action) -> PolicyAction {
+    match action {
+        policy::Action::Allow => PolicyAction::Allow,
+        policy::Action::Deny => PolicyAction::Deny,
     }
 }
 

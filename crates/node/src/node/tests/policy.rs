@@ -3,6 +3,7 @@
 use podwire_api::{Policy, PolicyAction, PolicyDirection, PolicyRule, PrefixIdentity};
 
 use super::*;
+use crate::seam::Terms;
 
 fn rule(peer: &str, protocol: &str, ports: &str) -> PolicyRule {
     let (peer, protocol, ports) = (peer.into(), protocol.into(), ports.into());
@@ -129,4 +130,86 @@ fn a_start_tells_the_datapath_what_is_on_record_and_nothing_else() {
     let before = super::super::policy::Before::Unknown;
     let node = node.with_policies(BTreeMap::new(), BTreeMap::new(), before).unwrap().0;
     assert_eq!(node.prefix_identities().len(), 2);
+}
+
+/// Terms that somebody else has written into the datapath.
+fn written(identity: u32, policy: &Policy) -> Terms {
+    let rules = |said: &PolicyDirection| serde_json::to_value(said).unwrap();
+    let policy = podwire_policy::Policy {
+        ingress: serde_json::from_value(rules(&policy.ingress)).unwrap(),
+        egress: serde_json::from_value(rules(&policy.egress)).unwrap(),
+    };
+    Terms { identity, policy: Some(podwire_policy::Compiled::of(&policy).unwrap()) }
+}
+
+fn differences(bench: &Bench, container: &str) -> Vec<String> {
+    let inspection = bench.node.inspect(&id(container)).unwrap();
+    inspection.differences.iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn another_identity_or_policy_than_on_record_is_told_and_put_right() {
+    let bench = bench();
+    bench.add("a", 7).unwrap();
+    let a = id("a");
+    let http = only(vec![rule("everybody", "tcp", "80")]);
+    bench.node.set_policy(&a, &http).unwrap();
+    assert_eq!(differences(&bench, "a"), [] as [&str; 0]);
+    let right = bench.datapath.terms(7).unwrap();
+    for (wrong, said) in [
+        (Terms { identity: 9, ..right.clone() }, "the datapath has identity 9, the record 3"),
+        (written(3, &Policy::default()), "the datapath has another policy"),
+        (
+            written(9, &only(vec![])),
+            "the datapath has identity 9, the record 3, and the datapath has another policy",
+        ),
+    ] {
+        bench.datapath.set_terms(7, &wrong).unwrap();
+        assert_eq!(differences(&bench, "a").len(), 1);
+        assert_eq!(bench.node.policy(&a).unwrap(), http);
+        let told = |outcome| vec![("endpoint a/eth0".to_owned(), said.to_owned(), outcome)];
+        assert_eq!(disagreements(&bench, OnDisagreement::Report), told(Outcome::Open));
+        assert_eq!(disagreements(&bench, OnDisagreement::Repair), told(Outcome::Repaired));
+        assert_eq!(bench.datapath.terms(7), Some(right.clone()));
+        assert_eq!(disagreements(&bench, OnDisagreement::Report), []);
+    }
+    bench.datapath.set_terms(7, &written(3, &only(vec![]))).unwrap();
+    bench.datapath.fail_next("set_terms");
+    let failed = disagreements(&bench, OnDisagreement::Repair);
+    assert!(matches!(&failed[..], [(.., Outcome::Failed(_))]), "{failed:?}");
+}
+
+#[test]
+fn a_policy_in_force_is_shown_and_put_on_record_and_never_lifted() {
+    let bench = bench();
+    bench.add("a", 7).unwrap();
+    let a = id("a");
+    let closed = only(vec![rule("identity:4711", "tcp", "8000-8099")]);
+    bench.datapath.set_terms(7, &written(3, &closed)).unwrap();
+    assert_eq!(bench.node.policy(&a).unwrap(), closed);
+    let found = disagreements(&bench, OnDisagreement::Repair);
+    let said = "a policy is in force that is not on record".to_owned();
+    assert_eq!(found, [("endpoint a/eth0".to_owned(), said, Outcome::Repaired)]);
+    assert_eq!(bench.datapath.terms(7), Some(written(3, &closed)));
+    assert_eq!(disagreements(&bench, OnDisagreement::Report), []);
+    assert_eq!(reopened(bench).policies, BTreeMap::from([(a, closed)]));
+}
+
+#[test]
+fn rows_that_no_rules_make_stay_in_force_and_are_told() {
+    let bench = bench();
+    bench.add("a", 7).unwrap();
+    // Half a protocol that has no ports.
+    let half = podwire_policy::PortRule { first: 5 << 16, last: (5 << 16) + 7 };
+    let mut strange = written(3, &only(vec![]));
+    strange.policy.as_mut().unwrap().ingress.others = [half].into();
+    bench.datapath.set_terms(7, &strange).unwrap();
+    let error = bench.node.policy(&id("a")).unwrap_err();
+    assert_eq!(error.body().code, ErrorCode::Conflict);
+    assert!(error.to_string().contains("a/eth0"), "{error}");
+    let found = disagreements(&bench, OnDisagreement::Repair);
+    assert!(matches!(&found[..], [(.., Outcome::Failed(why))] if why.contains("policy set")));
+    assert_eq!(bench.datapath.terms(7), Some(strange));
+    bench.node.delete_policy(&id("a")).unwrap();
+    assert_eq!(bench.node.policy(&id("a")).unwrap(), Policy::default());
 }
