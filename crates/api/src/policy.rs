@@ -16,8 +16,8 @@ pub(crate) const fn unmanaged() -> u32 {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct IdentityRequest {
-    /// 1 is the node itself, 2 whoever is not known, 3 an endpoint that nobody gave an identity; larger ones, below 2³¹, mean what
-    /// whoever gives them means.
+    /// 2 is whoever is not known, 3 an endpoint that nobody gave an identity; larger ones, below 2³¹, mean what whoever
+    /// gives them means. 1 is the node itself, and refused.
     pub identity: u32,
 }
 
@@ -90,7 +90,7 @@ pub struct PolicyRule {
 pub struct PrefixIdentity {
     /// An address with its full length, or a wider prefix; the narrowest that has an address counts.
     pub prefix: IpNetwork,
-    /// Its identity.
+    /// Its identity. 1 is refused: the agent finds the node's own addresses by itself.
     pub identity: u32,
 }
 

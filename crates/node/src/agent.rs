@@ -150,7 +150,7 @@ impl Agent {
         })?;
         let programs = Arc::new(programs);
         let uplinks = Uplinks::new(programs.clone(), config);
-        uplinks.arrange(&ipam.read(prefixes)?)?;
+        uplinks.arrange(&ipam.read(prefixes)?, &identities)?;
         let programs = Arc::new(KernelDatapath(programs));
         let flows = Collector::new(programs.clone() as Arc<dyn Flows>, settings.flow_timeouts());
         let mappings =
@@ -171,9 +171,6 @@ impl Agent {
             restore(config, &notes, recorded, &sides)?;
         pools::set_routers_aside(&ipam, routers)?;
         repairs.extend(more);
-        if is_new {
-            ipam.begin(vec![store::put_restored(&boot_id)])?.wait()?;
-        }
 
         let agent = config.described(datapath.mode())?;
         let routes = Arc::new(KernelRoutes { config: config.clone(), routers });
@@ -184,6 +181,9 @@ impl Agent {
             if is_new { node::policy::Before::Unknown } else { node::policy::Before::OnRecord };
         let (node, more) = node.with_policies(policies, identities, before)?;
         repairs.extend(more);
+        if is_new {
+            node.keep(vec![store::put_restored(&boot_id)])?;
+        }
         repairs.extend(node.fill_blocks()?);
         report(node.count(), &repairs);
         let listener = bind(&socket)?;

@@ -1,10 +1,12 @@
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 use podwire_api::{AttachMode, Delivery, Difference, Disciplines, Interface, Mac};
+use podwire_datapath::abi::identity::HOST;
 use podwire_datapath::{self as datapath, Attached, By, IpcacheRow};
 use podwire_ipam::Addresses;
 use podwire_netlink::{
@@ -18,6 +20,7 @@ use podwire_netns::{
 use podwire_policy::{Compiled, Rows};
 
 use crate::error::{Source, chain};
+use crate::node::policy::is_whole;
 use crate::seam::{Datapath, Flows, Link, Links, Mappings, Pin, Row, Survey, Terms};
 use crate::worker::Worker;
 
@@ -134,8 +137,13 @@ impl Datapath for KernelDatapath {
     fn identities(&self) -> Result<Vec<(IpNetwork, u32)>, Source> {
         let rows = self.0.tables().ipcache()?.into_iter();
         let told = rows.filter(|row| row.slot.is_none() && !row.is_derived);
-        let foreign = told.filter(|row| row.identity != datapath::abi::identity::HOST);
+        let foreign = told.filter(|row| row.identity != HOST || !is_whole(row.prefix));
         Ok(foreign.map(|row| (row.prefix, row.identity)).collect())
+    }
+
+    fn is_own(&self, address: IpAddr) -> Result<bool, Source> {
+        let entry = self.0.tables().holder(address)?;
+        Ok(entry.is_some_and(|entry| entry.slot.is_none() && entry.identity == HOST))
     }
 
     fn tidy(&self) -> Result<(), Source> {

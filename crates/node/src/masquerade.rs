@@ -1,6 +1,6 @@
 //! Masquerade: what is wanted, how it is put into the datapath, and how the node's changes are followed.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
@@ -156,8 +156,12 @@ impl Uplinks {
     }
 
     /// Brings programs and maps to what links, addresses, routes and the pods' prefixes ask for. What is
-    /// right already is left alone.
-    pub(crate) fn arrange(&self, pods: &[IpNetwork]) -> Result<(), Error> {
+    /// right already is left alone. `told` says who else is behind addresses, when the node is no longer.
+    pub(crate) fn arrange(
+        &self,
+        pods: &[IpNetwork],
+        told: &BTreeMap<IpNetwork, u32>,
+    ) -> Result<(), Error> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let view = Netlink::open()
             .and_then(|mut netlink| View::read(&mut netlink))
@@ -216,15 +220,20 @@ impl Uplinks {
             tracing::warn!(mappings = lost, "their address is not the node's any more: dropped");
         }
         if state.addresses != plan.addresses {
-            self.tell(&plan.addresses).map_err(failed("write", "the node's addresses".into()))?;
+            self.tell(&plan.addresses, told)
+                .map_err(failed("write", "the node's addresses".into()))?;
             state.addresses = plan.addresses;
         }
         Ok(())
     }
 
     /// Has the ipcache say of exactly these addresses, among those that no endpoint has, that the node is
-    /// behind them.
-    fn tell(&self, addresses: &BTreeSet<IpAddr>) -> Result<(), podwire_datapath::Error> {
+    /// behind them. Nobody else says that of an address, so what is said of others is from before.
+    fn tell(
+        &self,
+        addresses: &BTreeSet<IpAddr>,
+        told: &BTreeMap<IpNetwork, u32>,
+    ) -> Result<(), podwire_datapath::Error> {
         let rows = self.datapath.tables().ipcache()?;
         let whole = rows.iter().filter(|row| IpNetwork::from(row.prefix.ip()) == row.prefix);
         // What the node says to itself no pod sees.
@@ -241,7 +250,11 @@ impl Uplinks {
             missing.into_iter().map(|address| (address.into(), identity::HOST)).collect();
         self.datapath.set_identities(&missing)?;
         for prefix in gone {
-            let _ = self.datapath.forget_identity(prefix)?;
+            if let Some(&identity) = told.get(&prefix) {
+                self.datapath.set_identities(&[(prefix, identity)])?;
+            } else {
+                let _ = self.datapath.forget_identity(prefix)?;
+            }
         }
         Ok(())
     }
@@ -270,7 +283,10 @@ pub(crate) async fn follow(shared: Arc<Shared>) {
 async fn arrange(shared: &Arc<Shared>) {
     let working = shared.clone();
     let arrange = move || match &working.uplinks {
-        Some(uplinks) => uplinks.arrange(&working.node.prefixes()?),
+        Some(uplinks) => {
+            let pods = working.node.prefixes()?;
+            working.node.with_identities(|told| uplinks.arrange(&pods, told))
+        }
         None => Ok(()),
     };
     match tokio::task::spawn_blocking(arrange).await {

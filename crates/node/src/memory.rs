@@ -1,15 +1,18 @@
 //! The kernel's part in memory, for the tests of the rules above it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::net::IpAddr;
 use std::sync::Mutex;
 use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 use podwire_api::{AttachMode, Delivery, Difference, Disciplines, Mac};
+use podwire_datapath::abi::identity::HOST;
 use podwire_datapath::abi::{Hook, Reason};
 use podwire_datapath::{FlowEvent, MapRow, MetricRow, NatSwept, Sweep, Timeout, Timeouts, map};
 
 use crate::error::Source;
+use crate::node::policy::is_whole;
 use crate::seam::{Datapath, Flows, Link, Links, Mappings, Pin, Routes, Row, Survey, Terms};
 
 #[derive(Debug, Default)]
@@ -124,7 +127,14 @@ impl Datapath for MemoryDatapath {
     }
 
     fn identities(&self) -> Result<Vec<(IpNetwork, u32)>, Source> {
-        self.call("identities", |state| state.identities.clone().into_iter().collect())
+        self.call("identities", |state| {
+            let all = state.identities.iter().map(|(prefix, identity)| (*prefix, *identity));
+            all.filter(|(prefix, identity)| *identity != HOST || !is_whole(*prefix)).collect()
+        })
+    }
+
+    fn is_own(&self, address: IpAddr) -> Result<bool, Source> {
+        self.call("is_own", |state| state.identities.get(&address.into()) == Some(&HOST))
     }
 
     fn tidy(&self) -> Result<(), Source> {

@@ -3,6 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fmt::Debug;
+use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 use podwire_api::{AttachMode, Delivery, Difference, Disciplines, Interface, Mac};
@@ -109,6 +110,9 @@ pub(crate) trait Datapath: Debug + Send + Sync {
 
     /// Who is said to be behind prefixes, but for the node's own addresses.
     fn identities(&self) -> Result<Vec<(IpNetwork, u32)>, Source>;
+
+    /// Whether an address is the node's own.
+    fn is_own(&self, address: IpAddr) -> Result<bool, Source>;
 
     /// Removes what no packet is judged by any more.
     fn tidy(&self) -> Result<(), Source>;

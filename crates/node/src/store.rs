@@ -7,6 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use ipnetwork::IpNetwork;
 use podwire_api::{Endpoint, EndpointId, NodeName, Policy, Repair};
+use podwire_datapath::abi::identity::HOST;
 use podwire_ipam::durable::{self, Change, FileStore, Ipam, Recovered, Store};
 
 use crate::Error;
@@ -221,6 +222,14 @@ fn open_whole(path: &Path, node: &NodeName, boot_id: &str) -> Result<Opened, Err
         let (Ok(network), Ok(number)) = (prefix.parse(), identity.parse()) else {
             return Err(damaged(format!("identity of {prefix}: {identity}").into()));
         };
+        if number == HOST {
+            // Earlier versions took it.
+            changes.push(Change::remove(IDENTITIES, prefix.as_str()));
+            let (object, done) = (format!("identity of {prefix}"), "record dropped".into());
+            let found = format!("{HOST}, which only the node's own addresses have");
+            repairs.push(Repair { object, found, done });
+            continue;
+        }
         identities.insert(network, number);
     }
     if let Some(found) = value("name")
@@ -416,6 +425,21 @@ mod tests {
         assert_eq!(opened.ipam.stickies().unwrap()[0].0, "shop/web-0");
         drop(opened.ipam);
         assert_eq!(open(&path, &node(), "boot-2").unwrap().repairs, []);
+    }
+
+    #[test]
+    fn the_nodes_identity_is_on_record_of_nobody() {
+        let (_folder, path) = database();
+        let opened = open(&path, &node(), "boot-1").unwrap();
+        let (one, other) = ("192.0.2.7/32".parse().unwrap(), "192.0.2.0/24".parse().unwrap());
+        let told = vec![put_identity(one, HOST), put_identity(other, 700)];
+        opened.ipam.begin(told).unwrap().wait().unwrap();
+        drop(opened.ipam);
+        let opened = open(&path, &node(), "boot-1").unwrap();
+        assert_eq!(opened.identities, BTreeMap::from([(other, 700)]));
+        assert_eq!(opened.repairs[0].object, "identity of 192.0.2.7/32");
+        drop(opened.ipam);
+        assert_eq!(open(&path, &node(), "boot-1").unwrap().repairs, []);
     }
 
     #[test]

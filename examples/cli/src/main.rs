@@ -108,7 +108,7 @@ enum EndpointCommand {
         /// The container's id or the beginning of it, then `/` and the interface if it has several.
         #[arg(value_name = "CONTAINER[/IFNAME]")]
         endpoint: String,
-        /// 1 is the node, 2 whoever is not known, 3 a pod that nobody gave an identity.
+        /// 2 is whoever is not known, 3 a pod that nobody gave an identity; 1, the node's own, is not given.
         identity: u32,
     },
 }

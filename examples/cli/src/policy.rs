@@ -51,7 +51,7 @@ pub(crate) enum IpcacheCommand {
         /// An address or a prefix.
         #[arg(required_unless_present = "file", requires = "identity")]
         prefix: Option<IpNetwork>,
-        /// Its identity.
+        /// Its identity; not 1, since podwired finds the node's own addresses by itself.
         identity: Option<u32>,
         /// A JSON list of `{"prefix": .., "identity": ..}`; `-` reads it from the standard input.
         #[arg(long, short, value_name = "FILE", conflicts_with = "prefix")]

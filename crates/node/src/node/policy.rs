@@ -9,6 +9,7 @@ use podwire_api::{
     Endpoint, EndpointId, Interface, Policy, PolicyAction, PolicyDirection, PolicyRule,
     PrefixCount, PrefixIdentity, Removed, Repair,
 };
+use podwire_datapath::abi::identity::HOST;
 use podwire_policy::{self as policy, Compiled, MAX_IDENTITY, ParseError};
 
 use super::{Node, map, removed};
@@ -31,23 +32,38 @@ impl Node {
     pub(crate) fn with_policies(
         self,
         policies: BTreeMap<EndpointId, Policy>,
-        identities: BTreeMap<IpNetwork, u32>,
+        mut identities: BTreeMap<IpNetwork, u32>,
         before: Before,
     ) -> Result<(Self, Vec<Repair>), Error> {
         *self.policies() = policies;
         let there = self.datapath.identities().map_err(of_prefixes("read"))?;
-        let identities = match before {
-            Before::OnRecord => identities,
-            Before::Unknown => there.iter().copied().collect(),
-        };
+        let there: BTreeMap<_, _> = there.into_iter().collect();
         let mut repairs = Vec::new();
-        let missing: Vec<_> = identities
-            .iter()
-            .map(|(prefix, identity)| (*prefix, *identity))
-            .filter(|entry| !there.contains(entry) && !self.is_endpoint(entry.0.ip()))
-            .collect();
-        let surplus = there.iter().map(|(prefix, _)| *prefix);
-        let surplus: Vec<_> = surplus.filter(|prefix| !identities.contains_key(prefix)).collect();
+        if before == Before::Unknown {
+            // The node's own is not told (see `check`).
+            let unrecorded = there.iter().map(|(prefix, identity)| (*prefix, *identity));
+            let is_lost =
+                |one: &(IpNetwork, u32)| one.1 != HOST && !identities.contains_key(&one.0);
+            let lost: Vec<_> = unrecorded.filter(is_lost).collect();
+            if !lost.is_empty() {
+                let changes = lost.iter().map(|(prefix, one)| store::put_identity(*prefix, *one));
+                self.ipam.begin(changes.collect())?.wait()?;
+                repairs.push(Repair {
+                    object: "identities of prefixes".into(),
+                    found: format!("{} in force that are not on record", lost.len()),
+                    done: "put on record".into(),
+                });
+                identities.extend(lost);
+            }
+        }
+        let mut missing = Vec::new();
+        for (prefix, identity) in &identities {
+            if there.get(prefix) != Some(identity) && self.holder(*prefix)?.is_none() {
+                missing.push((*prefix, *identity));
+            }
+        }
+        let surplus = there.keys().filter(|prefix| !identities.contains_key(prefix));
+        let surplus: Vec<_> = surplus.copied().collect();
         // One that cannot be set does not keep the pods from their agent.
         let set = self.datapath.set_identities(&missing);
         if let Err(error) = set.and_then(|()| self.datapath.forget_identities(&surplus)) {
@@ -168,17 +184,18 @@ impl Node {
         &self,
         entries: &[PrefixIdentity],
     ) -> Result<PrefixCount, Error> {
+        let mut identities = self.identities();
         for entry in entries {
             check(entry.identity)?;
             check_prefix(entry.prefix)?;
-            if self.is_endpoint(entry.prefix.ip()) && is_whole(entry.prefix) {
-                return Err(Error::Conflict(format!(
-                    "{} is an endpoint's of this node: set that one's identity",
-                    entry.prefix.ip()
-                )));
-            }
+            let address = entry.prefix.ip();
+            let why = match self.holder(entry.prefix)? {
+                None => continue,
+                Some(Holder::Endpoint) => "an endpoint's of this node: set that one's identity",
+                Some(Holder::Node) => "the node's own, which has identity 1 while it is",
+            };
+            return Err(Error::Conflict(format!("{address} is {why}")));
         }
-        let mut identities = self.identities();
         let pairs: Vec<_> = entries.iter().map(|entry| (entry.prefix, entry.identity)).collect();
         self.datapath.set_identities(&pairs).map_err(of_prefixes("set"))?;
         let changes = pairs.iter().map(|(prefix, one)| store::put_identity(*prefix, *one));
@@ -196,16 +213,22 @@ impl Node {
         let mut identities = self.identities();
         let known: Vec<IpNetwork> =
             prefixes.iter().filter(|prefix| identities.contains_key(prefix)).copied().collect();
-        let in_datapath: Vec<IpNetwork> = known
-            .iter()
-            .filter(|prefix| !(is_whole(**prefix) && self.is_endpoint(prefix.ip())))
-            .copied()
-            .collect();
+        let mut in_datapath = Vec::with_capacity(known.len());
+        for prefix in &known {
+            if self.holder(*prefix)?.is_none() {
+                in_datapath.push(*prefix);
+            }
+        }
         self.datapath.forget_identities(&in_datapath).map_err(of_prefixes("forget"))?;
         let changes = known.iter().map(|prefix| store::remove_identity(*prefix));
         self.ipam.begin(changes.collect())?.wait()?;
         identities.retain(|prefix, _| !known.contains(prefix));
         Ok(PrefixCount { prefixes: known.len() as u64 })
+    }
+
+    /// Does something with what clients have said of prefixes, while they say nothing else.
+    pub(crate) fn with_identities<T>(&self, act: impl FnOnce(&BTreeMap<IpNetwork, u32>) -> T) -> T {
+        act(&self.identities())
     }
 
     /// Removes what no packet is judged by any more.
@@ -237,8 +260,17 @@ impl Node {
         }
     }
 
-    fn is_endpoint(&self, address: IpAddr) -> bool {
-        self.endpoints().values().any(|endpoint| endpoint.addresses.contains(&address))
+    /// Who has an address, whatever is told of it.
+    fn holder(&self, prefix: IpNetwork) -> Result<Option<Holder>, Error> {
+        let address = prefix.ip();
+        if !is_whole(prefix) {
+            return Ok(None);
+        }
+        if self.endpoints().values().any(|endpoint| endpoint.addresses.contains(&address)) {
+            return Ok(Some(Holder::Endpoint));
+        }
+        let is_own = self.datapath.is_own(address).map_err(of_prefixes("read"))?;
+        Ok(is_own.then_some(Holder::Node))
     }
 
     pub(super) fn policies(&self) -> MutexGuard<'_, BTreeMap<EndpointId, Policy>> {
@@ -248,6 +280,13 @@ impl Node {
     fn identities(&self) -> MutexGuard<'_, BTreeMap<IpNetwork, u32>> {
         self.identities.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Who has an address of this node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Holder {
+    Endpoint,
+    Node,
 }
 
 /// On which terms an endpoint is in the datapath. What nobody has said anything of stays as it is.
@@ -321,10 +360,16 @@ fn worded(action: policy::Action) -> PolicyAction {
     }
 }
 
+/// Which addresses are the node's own is the kernel's to say, and who has the node's identity comes in whatever
+/// policies say.
 fn check(identity: u32) -> Result<(), Error> {
     match identity {
+        HOST => Err(Error::Invalid(format!(
+            "identity {HOST} is the node's own, whose addresses podwired finds by itself; give another one, \
+             and allow that"
+        ))),
         1..=MAX_IDENTITY => Ok(()),
-        _ => Err(Error::Invalid(format!("identity {identity}: they are 1 to {MAX_IDENTITY}"))),
+        _ => Err(Error::Invalid(format!("identity {identity}: they are 2 to {MAX_IDENTITY}"))),
     }
 }
 
@@ -343,7 +388,7 @@ fn check_prefix(prefix: IpNetwork) -> Result<(), Error> {
     }
 }
 
-fn is_whole(prefix: IpNetwork) -> bool {
+pub(crate) fn is_whole(prefix: IpNetwork) -> bool {
     IpNetwork::from(prefix.ip()) == prefix
 }
 

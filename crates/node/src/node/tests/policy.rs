@@ -126,10 +126,25 @@ fn a_start_tells_the_datapath_what_is_on_record_and_nothing_else() {
     let before = super::super::policy::Before::OnRecord;
     let node = bench.node.with_policies(BTreeMap::new(), recorded.clone(), before).unwrap().0;
     assert_eq!(bench.datapath.identities().unwrap(), Vec::from_iter(recorded));
-    // After the loss of the records the datapath says what was said.
+    // After the loss of the records the datapath says what was said, and it is on record again.
     let before = super::super::policy::Before::Unknown;
-    let node = node.with_policies(BTreeMap::new(), BTreeMap::new(), before).unwrap().0;
-    assert_eq!(node.prefix_identities().len(), 2);
+    let (node, told) = node.with_policies(BTreeMap::new(), BTreeMap::new(), before).unwrap();
+    assert_eq!((node.prefix_identities().len(), told.len()), (2, 1));
+    // After the machine's start the records have it and the datapath has nothing.
+    let all = [prefix("10.8.0.0/16"), prefix("10.9.0.0/16")];
+    bench.datapath.forget_identities(&all).unwrap();
+    let identities = reopened(Bench { node, ..bench }).identities;
+    assert_eq!(Vec::from_iter(identities.keys().copied()), all);
+}
+
+#[test]
+fn what_was_told_is_in_force_again_after_the_machines_start() {
+    let bench = bench();
+    let recorded = BTreeMap::from([("10.8.0.0/16".parse().unwrap(), 8)]);
+    let before = super::super::policy::Before::Unknown;
+    let node = bench.node.with_policies(BTreeMap::new(), recorded.clone(), before).unwrap().0;
+    assert_eq!(bench.datapath.identities().unwrap(), Vec::from_iter(recorded));
+    assert_eq!(node.prefix_identities(), [entry("10.8.0.0/16", 8)]);
 }
 
 /// Terms that somebody else has written into the datapath.
@@ -212,4 +227,39 @@ fn rows_that_no_rules_make_stay_in_force_and_are_told() {
     assert_eq!(bench.datapath.terms(7), Some(strange));
     bench.node.delete_policy(&id("a")).unwrap();
     assert_eq!(bench.node.policy(&id("a")).unwrap(), Policy::default());
+}
+
+#[test]
+fn the_nodes_identity_is_nobody_elses() {
+    let bench = bench();
+    bench.add("a", 7).unwrap();
+    let refused = |error: Error| {
+        assert_eq!(error.body().code, ErrorCode::Invalid);
+        assert!(error.to_string().contains("identity 1 is the node's own"), "{error}");
+    };
+    refused(bench.node.set_identity(&id("a"), 1).unwrap_err());
+    for prefix in ["192.0.2.7/32", "192.0.2.0/24"] {
+        refused(bench.node.set_prefix_identities(&[entry(prefix, 1)]).unwrap_err());
+    }
+    assert_eq!(bench.node.prefix_identities(), []);
+    // Of an address that has become the node's own something was told before.
+    let told = [entry("192.0.2.7/32", 700), entry("192.0.2.8/32", 701)];
+    bench.node.set_prefix_identities(&told).unwrap();
+    let own = told[0].prefix;
+    bench.datapath.set_identities(&[(own, 1)]).unwrap();
+    let error = bench.node.set_prefix_identities(&[entry("192.0.2.7/32", 702)]).unwrap_err();
+    assert_eq!(error.body().code, ErrorCode::Conflict);
+    assert!(error.to_string().starts_with("192.0.2.7 is the node's own"), "{error}");
+    // A start leaves it the node's.
+    let recorded = told.iter().map(|one| (one.prefix, one.identity)).collect();
+    let before = super::super::policy::Before::OnRecord;
+    let Bench { node, datapath, .. } = bench;
+    let (node, repairs) = node.with_policies(BTreeMap::new(), recorded, before).unwrap();
+    assert_eq!(repairs, []);
+    assert!(datapath.is_own(own.ip()).unwrap());
+    assert_eq!(node.prefix_identities(), told);
+    // What is forgotten of it is forgotten of who had it before.
+    assert_eq!(node.forget_prefix_identities(&[own]).unwrap().prefixes, 1);
+    assert!(datapath.is_own(own.ip()).unwrap());
+    assert_eq!(node.with_identities(BTreeMap::clone), BTreeMap::from([(told[1].prefix, 701)]));
 }
