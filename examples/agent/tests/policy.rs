@@ -13,6 +13,7 @@ use std::{
     time::Duration,
 };
 
+use ipnetwork::IpNetwork;
 use node::{BPFFS, Node, TestPod, until};
 use podwire_api::{Policy, PolicyAction, PolicyDirection, PrefixIdentity, Removed};
 use podwire_datapath::abi::{Hook, Reason};
@@ -578,4 +579,203 @@ fn what_is_wrong_is_refused_and_changes_nothing() {
     assert!(error.to_string().contains("map POLICY is full, it has room for 8 entries"), "{error}");
     assert_eq!(node.tables().policy().unwrap(), []);
     assert_eq!(node.ask(|agent| agent.policy(&a.id())), Policy::default());
+}
+
+#[test]
+#[ignore = "needs root: a node in namespaces of its own"]
+fn policies_in_force_come_back_when_the_database_is_lost() {
+    let mut node = Node::start();
+    let (a, b) = (node.add("a"), node.add("b"));
+    node.ask(|agent| agent.set_identity(&a.id(), 4711));
+    let rules = policy(json!({
+        "ingress": {"default": "deny", "rules": [
+            {"action": "allow", "protocol": "tcp", "ports": "80-89"},
+            {"action": "allow", "peer": "identity:4711", "protocol": "udp", "ports": 53},
+            {"action": "allow", "peer": "10.1.0.0/24", "protocol": "tcp", "ports": 8443},
+            {"action": "deny", "peer": "192.0.2.0/24"},
+        ]},
+        "egress": {"rules": [{"action": "deny", "peer": "identity:host", "protocol": "tcp", "ports": 22}]},
+    }));
+    node.ask(|agent| agent.set_policy(&b.id(), &rules));
+    let prefix = PrefixIdentity { prefix: "192.0.2.0/28".parse().unwrap(), identity: 700 };
+    node.ask(|agent| agent.set_ipcache(&[prefix]));
+    let before = node.tables().policy().unwrap();
+    let repairs = |node: &Node| -> Vec<String> {
+        let repairs = node.ask(podwire_api::Client::status).repairs;
+        repairs.iter().map(|one| format!("{}: {}: {}", one.object, one.found, one.done)).collect()
+    };
+
+    node.agent.kill().unwrap();
+    let database = podwire_api::database_path(podwire_api::DEFAULT_STATE_DIR.as_ref());
+    node.host.run(|| std::fs::remove_file(&database)).unwrap();
+    node.restart_with(&[]);
+    let told = repairs(&node);
+    let said =
+        format!("endpoint {}: a policy is in force that is not on record: put on record", b.id());
+    assert!(told.contains(&said), "{told:?}");
+    // And on record they are: the next start has nothing to repair.
+    for _ in 0..2 {
+        assert_eq!(node.ask(|agent| agent.policy(&b.id())), rules);
+        assert_eq!(node.ask(|agent| agent.policy(&a.id())), Policy::default());
+        assert_eq!(node.ask(|agent| agent.endpoint(&a.id())).identity, 4711);
+        assert_eq!(node.ask(podwire_api::Client::ipcache), [prefix]);
+        assert_eq!(node.tables().policy().unwrap(), before);
+        assert_eq!(node.cli(&["ipam", "check"])["disagreements"], json!([]));
+        node.restart_with(&[]);
+        assert_eq!(repairs(&node), [] as [&str; 0]);
+    }
+    let _servers = [80, 90].map(|port| Server::tcp(&b, port));
+    assert!(connects(&a, &b, 80) && !connects(&a, &b, 90));
+    assert!(answers_udp(&a, &b, 53) && !answers_udp(&a, &b, 54));
+    assert_eq!(node.ask(|agent| agent.delete_policy(&b.id())), Removed::Removed);
+    assert!(connects(&a, &b, 90));
+}
+
+#[test]
+#[ignore = "needs root: a node in namespaces of its own"]
+fn another_identity_or_policy_in_the_maps_is_named_and_put_right() {
+    use podwire_datapath::abi::{PolicyKey, PolicyRef, PolicyRow, Slot, map};
+    let node = Node::start();
+    let (a, b) = (node.add("a"), node.add("b"));
+    let rules = policy(json!({"ingress": {"default": "deny", "rules": [
+        {"action": "allow", "peer": "identity:4711", "protocol": "tcp", "ports": 80}]}}));
+    node.ask(|agent| agent.set_policy(&b.id(), &rules));
+    let check = |pod: &TestPod| node.plugin.check(&pod.attachment, &pod.result);
+    check(&a).unwrap();
+    check(&b).unwrap();
+    let (a_slot, b_slot) = (slot(&node, &a), slot(&node, &b));
+    let before = node.tables().policy().unwrap();
+    let path = |name| format!("{BPFFS}/maps/{name}");
+    let (slots, rows) = node.host.run(|| {
+        let slots = podwire_bpf::Array::<Slot>::open(path(map::SLOTS)).unwrap();
+        let rows = podwire_bpf::HashMap::<PolicyKey, PolicyRow>::open(path(map::POLICY)).unwrap();
+        (slots, rows)
+    });
+    let repaired = || {
+        let found = node.cli(&["ipam", "check", "--repair"]);
+        let found = found["disagreements"].as_array().unwrap();
+        assert!(found.iter().all(|one| one["outcome"]["outcome"] == "repaired"), "{found:?}");
+        found.iter().map(|one| one["found"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+
+    // Who it is.
+    let last = slots.get(a_slot).unwrap();
+    slots.set(a_slot, &Slot { identity: 4711, ..last }).unwrap();
+    let told = check(&a).unwrap_err().to_string();
+    assert!(told.contains(&format!("identity in slot {a_slot}: expected 3, found 4711")), "{told}");
+    assert_eq!(repaired(), ["the datapath has identity 4711, the record 3"]);
+    check(&a).unwrap();
+
+    // That it has one, and what stands in it.
+    let last = slots.get(b_slot).unwrap();
+    let open = Slot { ingress: PolicyRef::default(), ..last };
+    slots.set(b_slot, &open).unwrap();
+    let told = check(&b).unwrap_err().to_string();
+    let said = format!(
+        "ingress policy in slot {b_slot}: expected deny by default, peers with rules: 1, found everything passes"
+    );
+    assert!(told.contains(&said), "{told}");
+    assert_eq!(repaired(), ["the datapath has another policy"]);
+    check(&b).unwrap();
+    let number = node.tables().policy().unwrap()[0].policy;
+    rows.remove(&PolicyKey::identity(number, 4711)).unwrap();
+    assert!(
+        check(&b).unwrap_err().to_string().contains("found deny by default, peers with rules: 0")
+    );
+    assert_eq!(repaired(), ["the datapath has another policy"]);
+    check(&b).unwrap();
+    let now = node.tables().policy().unwrap();
+    assert_eq!((now.len(), &now[0].rows), (before.len(), &before[0].rows));
+    // Nothing is left of what was repaired.
+    until("only its own row is there", || node.host.run(policy_rows) == 1);
+
+    // One that nobody has on record is not lifted.
+    slots
+        .set(
+            a_slot,
+            &Slot { ingress: slots.get(b_slot).unwrap().ingress, ..slots.get(a_slot).unwrap() },
+        )
+        .unwrap();
+    assert_eq!(node.ask(|agent| agent.policy(&a.id())), rules);
+    assert!(check(&a).unwrap_err().to_string().contains("found deny by default"));
+    assert_eq!(repaired(), ["a policy is in force that is not on record"]);
+    check(&a).unwrap();
+    assert!(!answers(&b, a.addresses()));
+    for pod in [&a, &b] {
+        node.delete(pod);
+    }
+    node.assert_clean();
+    until("the policies' rows are gone", || node.host.run(policy_rows) == 0);
+}
+
+fn slot(node: &Node, pod: &TestPod) -> u32 {
+    node.ask(|agent| agent.endpoint(&pod.id())).slot
+}
+
+#[test]
+#[ignore = "needs root: a node in namespaces of its own"]
+fn what_was_told_of_an_address_outlives_that_it_is_the_nodes() {
+    let mut node = Node::start();
+    let a = node.add("a");
+    let client =
+        podwire_api::Client::new(podwire_api::socket_path(podwire_api::DEFAULT_RUN_DIR.as_ref()));
+    let refusal = |entry: PrefixIdentity| {
+        let error = node.host.run(|| client.set_ipcache(&[entry])).unwrap_err();
+        (error.code(), error.to_string())
+    };
+    let entry =
+        |prefix: &str, identity| PrefixIdentity { prefix: prefix.parse().unwrap(), identity };
+    // The node's identity is given to nobody.
+    for prefix in ["192.0.2.7/32", "2001:db8::/32"] {
+        let (code, told) = refusal(entry(prefix, 1));
+        assert_eq!(code, Some(podwire_api::ErrorCode::Invalid), "{told}");
+        assert!(told.contains("identity 1 is the node's own"), "{told}");
+    }
+    let identity = node.host.run(|| client.set_identity(&a.id(), 1)).unwrap_err();
+    assert_eq!(identity.code(), Some(podwire_api::ErrorCode::Invalid));
+
+    let told = [entry("192.0.2.7/32", 700), entry("2001:db8::7/128", 701)];
+    node.ask(|agent| agent.set_ipcache(&told));
+    let here = |node: &Node, addresses: [&str; 3]| {
+        let rows = node.tables().ipcache().unwrap();
+        addresses.map(|address| {
+            let whole: IpNetwork = address.parse().unwrap();
+            rows.iter().find(|row| row.prefix == whole).map(|row| row.identity)
+        })
+    };
+    // The third is nobody's but the node's.
+    let addresses = ["192.0.2.7", "2001:db8::7", "192.0.2.8"];
+    let ip = |arguments: &str| {
+        let output = node.host.command("ip").args(arguments.split(' ')).output().unwrap();
+        assert!(output.status.success(), "{arguments}: {output:?}");
+    };
+    ip("link add up0 type veth peer name up1");
+    ip("link set up0 up");
+    assert_eq!(here(&node, addresses), [Some(700), Some(701), None]);
+    for _ in 0..2 {
+        for address in addresses {
+            ip(&format!("addr add {address} dev up0"));
+        }
+        until("the addresses are the node's", || here(&node, addresses) == [Some(1); 3]);
+        let (code, said) = refusal(entry("192.0.2.7/32", 702));
+        assert_eq!(code, Some(podwire_api::ErrorCode::Conflict));
+        assert!(said.starts_with("192.0.2.7 is the node's own"), "{said}");
+        assert_eq!(node.ask(podwire_api::Client::ipcache), told);
+        for address in addresses {
+            ip(&format!("addr del {address} dev up0"));
+        }
+        until("the addresses are who they were", || {
+            here(&node, addresses) == [Some(700), Some(701), None]
+        });
+    }
+    // Also if the agent is not there to see it come or go.
+    for (verb, expected) in [("add", [Some(1); 3]), ("del", [Some(700), Some(701), None])] {
+        node.agent.kill().unwrap();
+        for address in addresses {
+            ip(&format!("addr {verb} {address} dev up0"));
+        }
+        node.agent.start_again().unwrap();
+        assert_eq!(here(&node, addresses), expected);
+        assert_eq!(node.ask(podwire_api::Client::ipcache), told);
+    }
 }
