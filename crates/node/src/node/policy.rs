@@ -368,7 +368,7 @@ fn check(identity: u32) -> Result<(), Error> {
             "identity {HOST} is the node's own, whose addresses podwired finds by itself; give another one, \
              and allow that"
         ))),
-        1..=MAX_IDENTITY => Ok(()),
+        2..=MAX_IDENTITY => Ok(()),
         _ => Err(Error::Invalid(format!("identity {identity}: they are 2 to {MAX_IDENTITY}"))),
     }
 }
