@@ -74,7 +74,8 @@ fn flow(bytes: &[u8]) {
     let (packets, tcp) = (flow.packets(), flow.tcp());
     assert_eq!(flow.with(packets, tcp), flow);
     assert_eq!(tcp_seen::turned(tcp_seen::turned(tcp)), tcp);
-    let _ = (layout::<FlowEntry>(bytes), layout::<PendingEntry>(bytes), layout::<PendingSet>(bytes));
+    let _ =
+        (layout::<FlowEntry>(bytes), layout::<PendingEntry>(bytes), layout::<PendingSet>(bytes));
 }
 
 fn policy(bytes: &[u8]) {

@@ -21,7 +21,9 @@ pub(super) fn remember(question: &Question, known: Known, verdict: Verdict, stat
         Known::Nothing => begin(question, verdict, state),
         Known::Flow => {
             let Some(found) = table::confirmed(&question.sides.key) else { return };
-            table::exchange(found.value.cast(), found.verdict, verdict);
+            if verdict != found.verdict {
+                table::exchange(found.value.cast(), found.verdict, verdict);
+            }
             count(found.value, question.len, state);
             // SAFETY: an aligned word of a live map value.
             if question.shown & !unsafe { (*found.value).tcp() } != 0 {
