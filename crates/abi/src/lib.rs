@@ -46,8 +46,8 @@ pub use flow::{
 };
 pub use nat::{NAT_TRIES, NatDevice, NatEntry, NatKey, nat_direction, nat_flag, nat_tcp};
 pub use node::{
-    CHANGING, IpcacheEntry, NodeConfig, NodeState, REMOTES, Slot, identity, place_of, remote_place,
-    slot_flag,
+    CHANGING, IpcacheEntry, LAYOUT, NodeConfig, NodeState, REMOTES, Slot, identity, place_of,
+    remote_place, slot_flag,
 };
 pub use policy::{PolicyKey, PolicyRef, PolicyRow, PortRule, policy_flag};
 pub use reason::{Counter, FlowEvent, Hook, METRICS_ENTRIES, Reason, metric_index};

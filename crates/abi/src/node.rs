@@ -39,11 +39,14 @@ pub struct NodeState {
     pub changed: u64,
     /// The flows' clock. It stands while no agent runs, so that no flow grows old unseen.
     pub seconds: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// [`LAYOUT`] of who made the maps.
+    pub layout: u32,
     /// What flows are hashed by: drawn when the map is made, and never changed.
     pub seed: HashSeed,
 }
+
+/// Raised whenever a key or a value of a map changes, also where its size stays: maps of another layout are read by nobody.
+pub const LAYOUT: u32 = 2;
 
 /// Stands for the ticket of what is being changed: no verdict is believed meanwhile.
 pub const CHANGING: u64 = u64::MAX;

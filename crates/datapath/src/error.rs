@@ -17,6 +17,20 @@ pub enum Error {
         /// The kernel's words.
         source: io::Error,
     },
+    /// The pinned maps are another version's.
+    #[error(
+        "the maps in {} have layout {found}, and this version reads {expected} only: drain the node, then run `podwire cleanup`, \
+         or go back to the version that made them",
+        folder.display()
+    )]
+    Layout {
+        /// Where they are.
+        folder: PathBuf,
+        /// What they have.
+        found: u32,
+        /// What this version has.
+        expected: u32,
+    },
     /// The kernel gives no random numbers.
     #[error("draw a seed for the tables of flows: {source}")]
     Random {

@@ -9,7 +9,7 @@ use std::{
 };
 
 use podwire_abi::{
-    Address, CHANGING, HashSeed, NodeState, PolicyRef, Slot, Verdict, map, remote_place,
+    Address, CHANGING, HashSeed, LAYOUT, NodeState, PolicyRef, Slot, Verdict, map, remote_place,
 };
 use podwire_bpf::{Array, MappedArray};
 
@@ -52,9 +52,11 @@ impl Shared {
 pub(crate) fn seed(folder: &Path) -> Result<HashSeed> {
     // Whatever is wrong with a map that is there, loading names.
     if let Ok(map) = Array::<NodeState>::open(folder.join(map::STATE)) {
-        let seed = map.get(0)?.seed;
-        if seed != HashSeed::default() {
-            return Ok(seed);
+        let state = map.get(0)?;
+        // Otherwise it was made a moment ago, by somebody who got no further.
+        if state.seed != HashSeed::default() {
+            check_layout(&state, folder)?;
+            return Ok(state.seed);
         }
     }
     let mut seed = HashSeed::default();
@@ -68,9 +70,18 @@ pub(crate) fn seed(folder: &Path) -> Result<HashSeed> {
 pub(crate) fn keep_seed(map: &Array<NodeState>, seed: HashSeed) -> Result<()> {
     let state = map.get(0)?;
     if state.seed != seed {
-        map.set(0, &NodeState { seed, ..state })?;
+        map.set(0, &NodeState { seed, layout: LAYOUT, ..state })?;
     }
     Ok(())
+}
+
+/// Maps of another version may have the same sizes and mean something else.
+pub(crate) fn check_layout(state: &NodeState, folder: &Path) -> Result<()> {
+    if state.layout == LAYOUT {
+        return Ok(());
+    }
+    let (folder, found) = (folder.to_owned(), state.layout);
+    Err(Error::Layout { folder, found, expected: LAYOUT })
 }
 
 impl Tables {
@@ -91,7 +102,7 @@ impl Tables {
     /// The flows' clock goes on by so many seconds.
     pub(crate) fn tick(&self, seconds: u32) -> Result<()> {
         let state = self.state.get(0)?;
-        let clock = [state.seconds.wrapping_add(seconds), state.reserved].map(u32::to_ne_bytes);
+        let clock = [state.seconds.wrapping_add(seconds), state.layout].map(u32::to_ne_bytes);
         let [[a, b, c, d], [e, f, g, h]] = clock;
         let word = u64::from_ne_bytes([a, b, c, d, e, f, g, h]);
         self.shared.state(offset_of!(NodeState, seconds))?.store(word, SeqCst);

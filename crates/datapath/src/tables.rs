@@ -19,7 +19,7 @@ use crate::{
     flows::{self, FlowTable},
     ipcache,
     nat::Nat,
-    state::Shared,
+    state::{Shared, check_layout},
 };
 
 /// The pinned maps of a node.
@@ -122,7 +122,9 @@ impl Tables {
         let bpffs = bpffs.as_ref();
         let folder = maps_folder(bpffs);
         let state: Array<NodeState> = Array::open(folder.join(map::STATE))?;
-        let seed = state.get(0)?.seed;
+        let told = state.get(0)?;
+        check_layout(&told, &folder)?;
+        let seed = told.seed;
         Ok(Self {
             config: Array::open(folder.join(map::CONFIG))?,
             slots: Array::open(folder.join(map::SLOTS))?,

@@ -11,12 +11,12 @@ use std::{
 };
 
 use node::{
-    ACK, FIN, HOST_MAC, NET_MAC, Node, Pod, ROUTER4, ROUTER6, RST, SYN, addresses, icmp_error,
-    on_node, on_node_with, tcp,
+    ACK, FIN, HOST_MAC, Marks, NET_MAC, Node, Pod, ROUTER4, ROUTER6, RST, SYN, addresses,
+    icmp_error, on_node, on_node_with, tcp,
 };
 use podwire_datapath::{
-    Options,
-    abi::{Flow, FlowEvent, Pending, Reason, recent, tcp_seen},
+    Datapath, Delivery, Options, Tables,
+    abi::{Flow, FlowEvent, NodeState, Pending, PolicyRef, Reason, policy_flag, recent, tcp_seen},
 };
 use podwire_lab::probe::frame::Link;
 
@@ -93,11 +93,62 @@ fn entries_that_are_taken_and_empty_are_given_back_at_the_next_start() {
         let lost: Vec<_> = (0..).zip(taken.iter().map(|word| word | 0x00ff_0000_00ff)).collect();
         node.maps.flow_ways.set_batch(&lost).unwrap();
         let options = Options::new("/sys/fs/bpf/podwire");
-        drop(podwire_datapath::Datapath::open(&options).unwrap());
+        drop(Datapath::open(&options).unwrap());
         assert_eq!(node.maps.flow_ways.values().unwrap(), taken);
         let judged = event(node, FlowEvent::Judged);
         assert_eq!(sides.client_sends(ACK), Reason::Delivered);
         assert_eq!(event(node, FlowEvent::Judged), judged, "the flow is known as before");
+    });
+}
+
+/// Such a conversation is known by what goes into the stack, and by what comes out of it.
+#[test]
+#[ignore = "needs root: loads programs in a namespace of its own"]
+fn answers_between_pods_go_back_by_the_stack_whatever_the_ports() {
+    on_node(|node| {
+        let (a, b) = (node.a, node.b);
+        node.datapath.set_delivery(b.ifindex, Delivery::Stack).unwrap();
+        let place = node.maps.links.get(&a.ifindex).unwrap().unwrap();
+        let marks = Marks { slots: vec![place], ..Marks::default() };
+        let closed = PolicyRef::new(0, policy_flag::DENY_BY_DEFAULT);
+        node.maps.change(&marks, |maps| maps.edit_slot(place, |slot| slot.ingress = closed));
+        for (from, to) in a.both().into_iter().zip(b.both()) {
+            for port in [1, 53, 300, 40_000, 0x9cff] {
+                let (asks, answers) = (SocketAddr::new(from, port), SocketAddr::new(to, 53));
+                for _ in 0..3 {
+                    let question = a.to_gateway().udp(asks, answers, b"?");
+                    assert_eq!(node.pod_sends(&a, &question).reason, Reason::ToStack);
+                    let question = STACK.udp(asks, answers, b"?");
+                    assert_eq!(node.stack_sends(&question).reason, Reason::DeliveredToEgress);
+                    let answer = b.to_gateway().udp(answers, asks, b"!");
+                    assert_eq!(node.pod_sends(&b, &answer).reason, Reason::PassedToLink);
+                    let answer = STACK.udp(answers, asks, b"!");
+                    let judged = node.stack_sends(&answer).reason;
+                    assert_eq!(judged, Reason::Delivered, "port {port}");
+                }
+            }
+        }
+    });
+}
+
+#[test]
+#[ignore = "needs root: loads programs in a namespace of its own"]
+fn maps_of_another_layout_are_read_by_nobody() {
+    on_node(|node| {
+        let state = node.maps.state.get(0).unwrap();
+        node.maps.state.set(0, &NodeState { layout: state.layout - 1, ..state }).unwrap();
+        let folder = "/sys/fs/bpf/podwire";
+        let errors = [
+            Datapath::open(&Options::new(folder)).map(drop).unwrap_err(),
+            Tables::open(folder).map(drop).unwrap_err(),
+        ];
+        for error in errors {
+            let told = error.to_string();
+            assert!(told.contains("has layout") || told.contains("have layout"), "{told}");
+            assert!(told.contains("podwire cleanup"), "{told}");
+        }
+        let [sides, _] = Sides::of(node);
+        assert_eq!(sides.client_sends(SYN), Reason::Delivered, "traffic goes on");
     });
 }
 

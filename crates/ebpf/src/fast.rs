@@ -1,7 +1,7 @@
 //! The packet that there are most of: TCP or UDP of a known flow, with nothing unusual about it.
 //!
 //! It costs one lookup, one rewrite and one redirect. Every check that judging a packet makes is made here too,
-//! and whatever does not pass all of them (options, fragments, a forged source) is left to the programs' ordinary
+//! and whatever does not pass all of them (options, fragments) is left to the programs' ordinary
 //! way, which says what is wrong with it. Only a source that is not the endpoint's is plain to see here as well. A packet that is ordinary itself, but not its
 //! flow (a SYN, a stale verdict), is read by that way as quickly as here.
 

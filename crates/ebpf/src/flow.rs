@@ -316,6 +316,10 @@ fn try_settle<'q>(
     };
     // Before the first lookup.
     let stamp = latest(&state.ticket);
+    // It may have gone since it was found by its link.
+    if !own.is_taken() {
+        return Err(Drop(Reason::StaleEndpoint));
+    }
     let is_sent = asked.direction == direction::SENT;
     // An error is judged as a packet of the flow that it is about.
     let mut peer = Peer::find(&key.peer)?;

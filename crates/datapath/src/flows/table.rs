@@ -306,7 +306,8 @@ impl FlowTable<[FlowEntry; WAYS]> {
     }
 
     /// Gives back entries that are empty and yet taken, as whoever was killed in between leaves them; says how many.
-    /// Nobody else may empty entries meanwhile; `wait` is called once, and must outlast every program that runs.
+    /// No other process may empty entries meanwhile, programs may; `wait` is called once, and must outlast every
+    /// program that runs.
     pub(crate) fn mend(&self, wait: impl FnOnce() -> Result<()>) -> Result<u32> {
         let is_lost = |&(number, way, set): &(u32, usize, &[AtomicU64])| {
             let is_taken = |word: &AtomicU64| word.load(Acquire) & bit_of(number, way) != 0;
@@ -322,8 +323,14 @@ impl FlowTable<[FlowEntry; WAYS]> {
         let mut mended = 0;
         for place in lost.into_iter().filter(is_lost) {
             if let Some(word) = self.word_of(place.0) {
-                word.fetch_and(!bit_of(place.0, place.1), SeqCst);
-                mended += 1;
+                let bit = bit_of(place.0, place.1);
+                word.fetch_and(!bit, SeqCst);
+                if verdict_of::<[FlowEntry; WAYS]>(place.2, place.1) == Verdict::FREE {
+                    mended += 1;
+                } else {
+                    // It was about to be filled.
+                    word.fetch_or(bit, SeqCst);
+                }
             }
         }
         Ok(mended)

@@ -124,6 +124,17 @@ impl Book {
         self.cidrs.iter().map(|(prefix, _)| prefix)
     }
 
+    /// Whether this is what endpoints with the policy of that number refer to it by.
+    pub(super) fn refers(&self, policy: &PolicyRef) -> bool {
+        let number = policy.policy();
+        self.policies.get(&number).is_some_and(|held| reference(number, held) == *policy)
+    }
+
+    /// Gives out no number that another book, which came of this one, has given out.
+    pub(super) fn skip_numbers_of(&mut self, other: &Self) {
+        (self.next_policy, self.next_cidr) = (other.next_policy, other.next_cidr);
+    }
+
     pub(super) fn rows_of(&self, policy: &PolicyRef) -> Option<&Rows> {
         self.policies.get(&policy.policy()).map(|held| &*held.rows)
     }
@@ -345,7 +356,10 @@ impl Book {
     /// From the maps.
     pub(super) fn restored(size: Sizes, found: &Found) -> Result<(Self, Mend), Full> {
         let mut book = Self::new(size);
-        book.next_cidr = found.cidrs.keys().max().map_or(1, |most| most + 1);
+        book.next_cidr = match found.cidrs.keys().max() {
+            Some(most) if most + 1 < PolicyKey::CIDR => most + 1,
+            _ => 1,
+        };
         let mut by_policy: HashMap<u32, BTreeMap<u32, PolicyRow>> = HashMap::new();
         for (key, row) in &found.rows {
             by_policy.entry(key.policy).or_default().insert(key.subject, *row);

@@ -134,7 +134,7 @@ impl Datapath {
         let last = [slot.ingress, slot.egress];
         let is_so = |(wanted, last): (&podwire_policy::Rows, &PolicyRef)| match last.flags() {
             0 => wanted.permits_all(),
-            _ => writer.book.rows_of(last) == Some(wanted),
+            _ => writer.book.rows_of(last) == Some(wanted) && writer.book.refers(last),
         };
         if wanted.into_iter().zip(&last).all(is_so) {
             return Ok(Outcome::Unchanged);
@@ -154,7 +154,11 @@ impl Datapath {
         let mut after = between.clone();
         let lost = after.leave(last);
         let change = Exchange { number, slot, writes, between, after, lost };
-        change.write(self.tables())?;
+        if let Err(error) = change.write(self.tables()) {
+            // What it has left there, if anything, is nobody else's.
+            writer.book.skip_numbers_of(&change.between);
+            return Err(error);
+        }
         writer.book = change.after;
         Ok(Outcome::Changed)
     }

@@ -46,7 +46,9 @@ pub(super) fn numbers(tables: &Tables) -> Result<HashMap<u32, IpNetwork>> {
     let whole = whole.map(|(address, entry)| (std::net::IpAddr::from(address).into(), entry.cidr));
     let wider = tables.prefixes.entries()?.into_iter();
     let wider = wider.map(|(key, entry)| (network(&key), entry.cidr));
-    for (prefix, number) in whole.chain(wider).filter(|(_, number)| *number != 0) {
+    for (prefix, number) in
+        whole.chain(wider).filter(|(_, number)| (1..PolicyKey::CIDR).contains(number))
+    {
         let prefix: IpNetwork = prefix;
         let known = widest.entry(number).or_insert(prefix);
         if prefix.prefix() < known.prefix() {

@@ -73,6 +73,8 @@ impl Tables {
                     continue;
                 }
                 let mut subjects = by_policy.get(&policy.policy()).cloned().unwrap_or_default();
+                // What programs do not look for is not in force.
+                subjects.retain(|(subject, _)| policy.has(flag_of(*subject)));
                 // That of others comes first.
                 subjects
                     .sort_unstable_by_key(|(subject, _)| (*subject != PolicyKey::OTHERS, *subject));
@@ -97,6 +99,15 @@ impl Tables {
             }
         }
         Ok(listings)
+    }
+}
+
+/// The flag of a policy that has rows for such subjects.
+const fn flag_of(subject: u32) -> u32 {
+    match subject {
+        PolicyKey::OTHERS => policy_flag::OTHERS,
+        PolicyKey::CIDR.. => policy_flag::CIDRS,
+        _ => policy_flag::IDENTITIES,
     }
 }
 

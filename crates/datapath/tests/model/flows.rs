@@ -276,6 +276,7 @@ impl Node {
             inserted.push(key);
         }
         self.flows.pending.remove(&began);
+        self.flows.pending.remove(&reply);
         self.count(FlowEvent::Confirmed);
     }
 

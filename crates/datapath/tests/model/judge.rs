@@ -124,12 +124,12 @@ impl Node {
         let straight = straight.filter(|_| key.way == Way::Sent);
         let others = [Some(by_stack), straight].into_iter().flatten();
         fate.flows.extend(others.clone());
+        let is_there = |began: &Key| self.pending(*began).is_some();
+        // What came out of the stack is answered into it.
+        let other = others.filter(|_| !asks).find(is_there);
         // Where both sides have begun at once, they agree on one of the two.
-        let began = others
-            .filter(|_| !asks)
-            .chain([key])
-            .filter(|began| self.pending(*began).is_some())
-            .min_by_key(|began| began.rank());
+        let began =
+            other.into_iter().chain(Some(key).filter(is_there)).min_by_key(|began| began.rank());
         match began {
             None => Origin::New,
             Some(began) if began == key => Origin::Begun,

@@ -123,7 +123,7 @@ fn go_on(question: &Question, known: Known, verdict: Verdict, state: &NodeState)
     let (sums, seen) = unsafe { (&*pending, found.seen().read_volatile()) };
     let is_moved = found.is_still(&scratch.there_key, last)
         && confirm(question, scratch, sums, seen, known, last, verdict);
-    if !is_moved {
+    if !is_moved && found.is_still(&scratch.there_key, last) {
         // SAFETY: as above.
         unsafe { atomic_and(tcp, !PendingEntry::MOVING) };
     }
@@ -180,6 +180,8 @@ fn confirm(
     match put {
         Put::Kept => {
             table::forget_unconfirmed(there_key, &question.sides);
+            // There is another where both sides have begun at once.
+            table::forget_unconfirmed(back_key, &question.sides);
             event(FlowEvent::Confirmed);
         }
         Put::NoRoom => event(FlowEvent::TableFull),
