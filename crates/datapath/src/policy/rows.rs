@@ -104,10 +104,12 @@ impl Tables {
 
 /// The flag of a policy that has rows for such subjects.
 const fn flag_of(subject: u32) -> u32 {
-    match subject {
-        PolicyKey::OTHERS => policy_flag::OTHERS,
-        PolicyKey::CIDR.. => policy_flag::CIDRS,
-        _ => policy_flag::IDENTITIES,
+    if subject == PolicyKey::OTHERS {
+        policy_flag::OTHERS
+    } else if subject & PolicyKey::CIDR != 0 {
+        policy_flag::CIDRS
+    } else {
+        policy_flag::IDENTITIES
     }
 }
 
