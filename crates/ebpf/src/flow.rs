@@ -283,11 +283,17 @@ pub extern "C" fn decide(about: About) -> u64 {
         hash_conversation(quoted);
         return settle(question, quoted, about, &mut known);
     }
-    hash_conversation(&mut question.sides);
+    // A SYN is not looked for, and most that are denied are SYNs.
+    if question.kind != Kind::Syn {
+        hash_conversation(&mut question.sides);
+    }
     let word = settle(question, &question.sides, about, &mut known);
     if word >= 256
         && let Some(state) = STATE.get(0)
     {
+        if question.kind == Kind::Syn {
+            hash_conversation(&mut question.sides);
+        }
         remember(question, known, Verdict(word), state);
     }
     word
