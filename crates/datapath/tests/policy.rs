@@ -450,20 +450,25 @@ fn a_full_map_is_named_and_the_last_policy_holds_on() {
     });
 }
 
+/// A policy of both directions, for everybody, an identity and prefixes.
+fn of_all_kinds() -> Compiled {
+    Compiled::of(&Policy {
+        ingress: only(vec![
+            allow("everybody", "tcp", "80"),
+            allow("identity:7", "udp", "any"),
+            allow("10.0.0.0/8", "icmp", "any"),
+            deny("10.1.0.0/16", "any", "any"),
+        ]),
+        egress: all_but(vec![deny("10.1.0.2", "tcp", "22"), deny("::/0", "any", "any")]),
+    })
+    .unwrap()
+}
+
 #[test]
 #[ignore = "needs root: loads programs in a namespace of its own"]
 fn a_later_agent_finds_what_holds_and_removes_what_is_there_by_half() {
     on_small_node(|options, ifindex| {
-        let policy = Compiled::of(&Policy {
-            ingress: only(vec![
-                allow("everybody", "tcp", "80"),
-                allow("identity:7", "udp", "any"),
-                allow("10.0.0.0/8", "icmp", "any"),
-                deny("10.1.0.0/16", "any", "any"),
-            ]),
-            egress: all_but(vec![deny("10.1.0.2", "tcp", "22"), deny("::/0", "any", "any")]),
-        })
-        .unwrap();
+        let policy = of_all_kinds();
         let datapath = Datapath::open(options).unwrap();
         datapath.add_endpoint(&endpoint(ifindex)).unwrap();
         datapath.set_identities(&[("10.2.0.0/16".parse().unwrap(), 300)]).unwrap();
@@ -537,16 +542,7 @@ fn policies_are_read_back_and_what_a_stranger_wrote_is_put_right() {
         let (a, b) = (slot(&node.a), slot(&node.b));
         assert_eq!(datapath.policies().unwrap(), std::collections::HashMap::new());
         assert_eq!(datapath.policy_of(a).unwrap(), Compiled::default());
-        let policy = Compiled::of(&Policy {
-            ingress: only(vec![
-                allow("everybody", "tcp", "80"),
-                allow("identity:7", "udp", "any"),
-                allow("10.0.0.0/8", "icmp", "any"),
-                deny("10.1.0.0/16", "any", "any"),
-            ]),
-            egress: all_but(vec![deny("10.1.0.2", "tcp", "22"), deny("::/0", "any", "any")]),
-        })
-        .unwrap();
+        let policy = of_all_kinds();
         datapath.set_policy(node.a.ifindex, &policy).unwrap();
         // For b's sake a's policy has a row more, which is none of its own.
         let closed = egress(only(vec![allow("10.3.0.0/16", "tcp", "443")]));
